@@ -1,0 +1,113 @@
+"""Byte compressors, each a pair of functions, and decompression that a hostile stream cannot inflate.
+
+`decompress` is told the size to expect and never produces much more: 1 GiB of zeros is 841 bytes of brotli.
+"""
+
+import lzma
+import zlib
+from collections.abc import Callable
+
+import brotli  # type: ignore[import-untyped]  # ships no types
+
+from golf.errors import UsageError
+
+CAP = 256 * 2**20  # bytes; no stream and no artifact may unpack to more
+
+# Literal context bits cost 1 % on quantized codes and matches are rare, so a large dictionary would only cost memory.
+_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0, "dict_size": 2**23}]
+
+
+def compress(codec: str, data: bytes) -> bytes:
+    """Compress `data`; the same bytes every time. Raises UsageError for an unknown codec."""
+    if codec not in CODECS:
+        raise UsageError(f"no codec {codec!r}; there are {', '.join(CODECS)}")
+    return CODECS[codec][0](data)
+
+
+def decompress(codec: str, data: bytes, *, size: int) -> bytes:
+    """Return the `size` bytes that `data` holds.
+
+    Raises ValueError for an unknown codec, a size over CAP, a damaged or truncated stream, bytes after its end, or
+    one that holds fewer or more than `size` bytes; the latter is noticed before it is unpacked.
+    """
+    if codec not in CODECS:
+        raise ValueError(f"unknown codec {codec!r}")
+    if not 0 <= size <= CAP:
+        raise ValueError(f"declares {size} bytes; {CAP} are allowed")
+    try:
+        unpacked = CODECS[codec][1](data, size)
+    except (brotli.error, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"damaged {codec} stream ({error})") from None
+    if len(unpacked) != size:
+        more_or_less = "more" if len(unpacked) > size else "less"
+        raise ValueError(f"{codec} stream holds {more_or_less} than the {size} bytes it declares")
+    return unpacked
+
+
+def byte_shuffle(data: bytes, stride: int = 2) -> bytes:
+    """Put all first bytes of `stride`-byte numbers first, then all second bytes: floats compress better so."""
+    return b"".join(data[offset::stride] for offset in range(stride))
+
+
+def byte_unshuffle(data: bytes, stride: int = 2) -> bytes:
+    """Undo `byte_shuffle`; the length need not be a multiple of `stride`."""
+    plain, start = bytearray(len(data)), 0
+    for offset in range(stride):
+        stop = start + len(range(offset, len(data), stride))
+        plain[offset::stride] = data[start:stop]
+        start = stop
+    return bytes(plain)
+
+
+def _brotli(data: bytes) -> bytes:
+    compressed: bytes = brotli.compress(data, quality=11, lgwin=24)
+    return compressed
+
+
+def _unbrotli(data: bytes, size: int) -> bytes:
+    decoder, chunks, total = brotli.Decompressor(), [], 0
+    piece = decoder.process(data, output_buffer_limit=size + 1)
+    while piece and total <= size:  # a step may give fewer bytes than there are: go on until it gives none
+        chunks.append(piece)
+        total += len(piece)
+        piece = decoder.process(b"", output_buffer_limit=size + 1)
+    if total <= size and not decoder.is_finished():
+        raise ValueError("brotli stream is truncated")
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _lzma(data: bytes) -> bytes:
+    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+
+
+def _unlzma(data: bytes, size: int) -> bytes:
+    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    unpacked = decoder.decompress(data, max_length=size + 1)
+    if len(unpacked) <= size:
+        _require_end(decoder.eof, decoder.unused_data, "lzma")
+    return unpacked
+
+
+def _zlib(data: bytes) -> bytes:
+    return zlib.compress(data, level=9)
+
+
+def _unzlib(data: bytes, size: int) -> bytes:
+    decoder = zlib.decompressobj()
+    unpacked = decoder.decompress(data, size + 1)
+    if len(unpacked) <= size:
+        _require_end(decoder.eof, decoder.unused_data, "zlib")
+    return unpacked
+
+
+def _require_end(at_end: bool, rest: bytes, codec: str) -> None:
+    if not at_end or rest:
+        raise ValueError(f"{codec} stream {'has bytes after its end' if rest else 'is truncated'}")
+
+
+CODECS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]] = {
+    "brotli": (_brotli, _unbrotli),
+    "lzma": (_lzma, _unlzma),
+    "zlib": (_zlib, _unzlib),
+    "raw": (bytes, lambda data, size: data),
+}

@@ -1,0 +1,76 @@
+"""Documents in a packed stream: a batch with its segment boundaries, and the range of each document.
+
+B rows, T tokens a row, N segments. A segment is what attention may not look out of: a document, or a piece of one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from golf.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Packed rows with the segments that they hold."""
+
+    tokens: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64, the token after each token
+    cu_seqlens: Tensor  # (N + 1,) int32 boundaries over the flattened B·T tokens, right-padded with B·T
+    max_seqlen: int  # bound on a segment's length; a constant, so that compiled code sees one value
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Copy the tensors to `device`; asynchronously from pinned memory if `non_blocking`."""
+        return Batch(
+            self.tokens.to(device, non_blocking=non_blocking),
+            self.targets.to(device, non_blocking=non_blocking),
+            self.cu_seqlens.to(device, non_blocking=non_blocking),
+            self.max_seqlen,
+        )
+
+
+def build_cu_seqlens(starts: npt.ArrayLike, total: int, *, max_doc_len: int, bucket: int = 64) -> tuple[Tensor, int]:
+    """Cut `total` tokens at the sorted `starts` and every `max_doc_len` tokens after each; 0 never cuts.
+
+    Returns the int32 boundaries, right-padded with `total` to a multiple of `bucket`, and the longest segment's length.
+    Tokens before the first start are a segment too.
+    """
+    begins = np.asarray(starts, dtype=np.int64).reshape(-1)
+    if begins.size == 0 or begins[0] != 0:
+        begins = np.concatenate([[0], begins])
+    lengths = np.diff(begins, append=total)
+    pieces = -(-lengths // max_doc_len) if max_doc_len else np.ones_like(lengths)
+    piece = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # index within its document
+    bounds = np.repeat(begins, pieces) + piece * max_doc_len
+    padded = -(-(bounds.size + 1) // bucket) * bucket
+    cu_seqlens = np.full(padded, total, dtype=np.int32)
+    cu_seqlens[: bounds.size] = bounds
+    return torch.from_numpy(cu_seqlens), int(np.diff(cu_seqlens).max())
+
+
+def segment_rows(tokens: Tensor, *, bos_id: int, max_doc_len: int, bucket: int = 64) -> Tensor:
+    """Return the boundaries of (B, T) `tokens`: a row's first token and every `bos_id` start a segment.
+
+    int32, on the device of `tokens`, over the flattened rows.
+    """
+    is_start = tokens == bos_id
+    is_start[:, 0] = True
+    starts = is_start.flatten().nonzero().cpu().numpy()
+    cu_seqlens, _ = build_cu_seqlens(starts, tokens.numel(), max_doc_len=max_doc_len, bucket=bucket)
+    return cu_seqlens.to(tokens.device)
+
+
+def document_ranges(tokens: npt.NDArray[np.uint16], bos_id: int) -> npt.NDArray[np.int64]:
+    """Return the (documents, 2) ranges [start, stop) of a stream, each with the next document's first token.
+
+    That token is inside so that predicting it is scored; the last document stops at the end of the stream. Tokens
+    before the first start belong to no document. Raises UsageError if there is no start at all.
+    """
+    starts = np.flatnonzero(tokens == bos_id)
+    if starts.size == 0:
+        raise UsageError(f"the token stream has no document start (id {bos_id}); run `golf data prepare` again")
+    stops = np.append(starts[1:] + 1, len(tokens))
+    return np.stack([starts, stops], axis=1)

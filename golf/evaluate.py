@@ -1,0 +1,122 @@
+"""The score: bits per byte over the whole validation stream.
+
+The unit of work is a global batch, so every world size scores the same tokens in the same contexts, and the float64
+sums are added in batch order: the result does not depend on the number of ranks.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from golf.config import EvalConfig
+from golf.data.bytes import ByteCounter
+from golf.data.documents import Batch, segment_rows
+from golf.distributed import World
+from golf.errors import NumericalFaultError, UsageError
+from golf.model.gpt import GPT
+from golf.model.plan import LayerPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Sums over scored targets; document starts count as tokens of no bytes."""
+
+    loss_sum: float  # nats
+    tokens: int
+    bytes: int
+
+    @property
+    def val_loss(self) -> float:
+        """Nats per token."""
+        return self.loss_sum / self.tokens
+
+    @property
+    def val_bpb(self) -> float:
+        """Bits per byte: loss_sum / ln 2 over bytes."""
+        return self.loss_sum / math.log(2) / self.bytes
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the score with its numerator and denominator."""
+        bits = self.loss_sum / math.log(2)
+        return {
+            "val_loss": self.val_loss,
+            "val_bpb": self.val_bpb,
+            "bits": bits,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationStream:
+    """The tokens to score and how to count their bytes."""
+
+    tokens: npt.NDArray[np.uint16]
+    counter: ByteCounter
+    config: EvalConfig
+    bos_id: int
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return math.ceil((len(self.tokens) - 1) / self.config.batch_tokens)
+
+    def batch(self, index: int) -> tuple[Batch, Tensor, int]:
+        """Return batch `index` as one row, the mask (1, T) of its real targets, and those targets' bytes.
+
+        Segments start at the row, at every document, and every `seq_len` tokens; the last batch is padded to the
+        common length with tokens whose targets the mask leaves out.
+        """
+        size = self.config.batch_tokens
+        start = index * size
+        stop = min(start + size, len(self.tokens) - 1)
+        window = np.zeros(size + 1, dtype=np.int64)
+        window[: stop - start + 1] = self.tokens[start : stop + 1]
+        row = torch.from_numpy(window)
+        inputs, targets = row[None, :-1], row[None, 1:]
+        cu_seqlens = segment_rows(inputs, bos_id=self.bos_id, max_doc_len=self.config.seq_len)
+        mask = torch.arange(size)[None] < stop - start
+        charged = self.counter.bytes_of(self.tokens, start, stop)
+        return Batch(inputs, targets, cu_seqlens, self.config.seq_len), mask, int(charged.sum())
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT,
+    stream: ValidationStream,
+    *,
+    plan: LayerPlan,
+    world: World,
+    limit_batches: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Score:
+    """Score every target of `stream` once, or of its first `limit_batches`; `advance` is told of each batch.
+
+    Raises UsageError if the stream has no target, NumericalFaultError when a loss is not finite.
+    """
+    if len(stream) == 0:
+        raise UsageError("evaluation: the validation stream has no target to score; hold out more documents")
+    count = len(stream) if limit_batches is None else min(limit_batches, len(stream))
+    rounds = math.ceil(count / world.size)
+    sums = torch.zeros(rounds, 3, dtype=torch.float64, device=world.device)
+    for turn, index in _own(count, world):
+        batch, mask, charged = stream.batch(index)
+        losses = model(batch.to(world.device), plan=plan).double()
+        mask = mask.to(world.device)
+        sums[turn, 0] = torch.where(mask, losses, 0.0).sum()
+        sums[turn, 1], sums[turn, 2] = mask.sum(), charged
+        advance(1)
+    gathered = world.gather(sums).view(world.size, rounds, 3).transpose(0, 1).reshape(-1, 3)  # in batch order
+    loss_sum, tokens, charged_bytes = gathered.cpu().numpy().cumsum(axis=0)[-1]  # cumsum adds strictly left to right
+    if not math.isfinite(loss_sum):
+        raise NumericalFaultError("evaluation: the loss is not finite; the weights hold NaN or infinity")
+    return Score(float(loss_sum), int(tokens), int(charged_bytes))
+
+
+def _own(count: int, world: World) -> Iterator[tuple[int, int]]:
+    """Turns and batch indices of this rank: batch b belongs to rank b mod world size."""
+    return enumerate(range(world.rank, count, world.size))

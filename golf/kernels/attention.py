@@ -1,0 +1,48 @@
+"""Causal attention inside segments of a packed stream.
+
+B rows, T tokens, H query heads, K key/value heads, D head size, N segments, L longest segment.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Attend causally within each segment, scale 1/sqrt(D); query heads jH/K..(j+1)H/K-1 share key/value head j.
+
+    q (B, T, H, D), k and v (B, T, K, D); `cu_seqlens` (N+1,) are boundaries over the flattened B*T tokens, no segment
+    longer than `max_seqlen`; zero-length segments at the end are padding. Returns (B, T, H, D).
+    """
+    batch, tokens, heads, _ = q.shape
+    slots = _segment_slots(cu_seqlens, batch * tokens, max_seqlen)  # (N, L)
+    q_pad, k_pad, v_pad = (_gather(x, slots) for x in (q, k, v))  # (N, heads, L, D)
+    grouped = heads != k.shape[2]
+    out = F.scaled_dot_product_attention(q_pad, k_pad, v_pad, is_causal=True, enable_gqa=grouped)  # (N, H, L, D)
+    flat = q.new_empty(batch * tokens + 1, heads, q.shape[3])
+    flat = flat.index_copy(0, slots.flatten(), out.transpose(1, 2).flatten(0, 1))  # the last row collects the padding
+    return flat[:-1].view_as(q)
+
+
+def describe(device: torch.device) -> str:
+    """Name the implementation that `attention` uses on `device`; printed at start and stored with a run."""
+    return f"padded segments through PyTorch scaled_dot_product_attention ({device.type})"
+
+
+def _gather(x: Tensor, slots: Tensor) -> Tensor:
+    """Lay x (B, T, heads, D) out by segment (N, heads, L, D); slots beyond the stream read zeros."""
+    return F.pad(x.flatten(0, 1), (0, 0, 0, 0, 0, 1))[slots].transpose(1, 2)
+
+
+def _segment_slots(cu_seqlens: Tensor, total: int, max_seqlen: int) -> Tensor:
+    """Index of each segment's tokens (N, L) in the flattened stream; `total` marks padding.
+
+    Padding follows a segment's tokens, so causality keeps it out of every real token's sum.
+    """
+    lengths = cu_seqlens.diff()
+    if (longest := int(lengths.max())) > max_seqlen:  # its last tokens would come out as uninitialized memory
+        raise ValueError(f"a segment of {longest} tokens exceeds max_seqlen {max_seqlen}")
+    keep = lengths > 0
+    starts, lengths = cu_seqlens[:-1][keep, None].long(), lengths[keep, None]
+    offsets = torch.arange(max_seqlen, device=cu_seqlens.device)
+    return torch.where(offsets < lengths, starts + offsets, total)

@@ -1,0 +1,16 @@
+"""What every block of one forward reads besides the residual stream."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Context(NamedTuple):
+    """Constant during one forward. B rows, T tokens, N segments, C model dim."""
+
+    x0: Tensor  # (B, T, C) normalized embedding
+    cu_seqlens: Tensor  # (N+1,) segment boundaries over the flattened tokens
+    max_seqlen: int
+    cos: Tensor  # (T, 1, dims/2)
+    sin: Tensor
+    value_embedding: Tensor | None  # (B, T, K*D) shared by the layers that add it

@@ -1,0 +1,1 @@
+"""Quantization: pure functions from weights to integer codes with one float16 scale a row."""

@@ -1,0 +1,105 @@
+"""A whole run from a recipe or a checkpoint: rehearse, train, finish; what `golf train` and `golf demo` both do."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from golf.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from golf.config import Recipe
+from golf.data.shards import Dataset
+from golf.distributed import World
+from golf.errors import UsageError
+from golf.files import read_json
+from golf.log import Log
+from golf.posttrain import finish, rehearse
+from golf.recipe import recipe_from_dict
+from golf.run_folder import RunFolder, free_name
+from golf.train import train
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A checkpoint of a run with everything needed to go on from it."""
+
+    folder: RunFolder
+    recipe: Recipe
+    checkpoint: Checkpoint
+    dataset: Dataset
+
+
+def open_run(spec: str, *, root: Path, data: Path | None = None) -> OpenedRun:
+    """Open and verify the checkpoint that "RUN", "RUN@BOUNDARY" or a path stands for, with its recipe and data."""
+    path = find_checkpoint(spec, root=root)
+    checkpoint = load_checkpoint(path)
+    folder = RunFolder(path.parent)
+    recipe = recipe_from_dict(checkpoint.manifest.recipe)
+    return OpenedRun(folder, recipe, checkpoint, open_dataset(recipe, data or folder.data_folder()))
+
+
+def open_finished_run(name: str, *, root: Path, data: Path | None = None) -> OpenedRun:
+    """Open the checkpoint from which the artifact of a finished run was made; UsageError if there is no artifact."""
+    if "@" in name:
+        raise UsageError(f"{name}: an artifact is made of a run's finished weights; leave the boundary out")
+    folder = RunFolder(find_checkpoint(name, root=root).parent)
+    if not folder.final.exists():
+        raise UsageError(f"run {folder.name!r} is not finished, so it has no artifact; golf train --resume {name}")
+    return open_run(f"{folder.path}@{read_json(folder.final)['boundary']}", root=root, data=data)
+
+
+def start_run(
+    recipe: Recipe, world: World, *, root: Path, name: str | None = None, data: Path | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Train `recipe` in a new folder of `root`; return what final.json says."""
+    dataset = open_dataset(recipe, data)
+    dataset.check_vocab(recipe.model.vocab_size)
+    folder = RunFolder(root / _plain(world.agree_text(name or free_name(root, recipe.name))))
+    if not world.is_main:
+        return _train_and_finish(recipe, dataset, world, folder, None)
+    with folder.locked():
+        folder.create(recipe, dataset.folder, force=force)
+        return _train_and_finish(recipe, dataset, world, folder, None)
+
+
+def resume_run(spec: str, world: World, *, root: Path, data: Path | None = None) -> dict[str, Any]:
+    """Continue the run of RUN[@BOUNDARY]; return what final.json says. A finished RUN is only shown."""
+    folder = RunFolder(find_checkpoint(spec, root=root).parent)
+    if folder.final.exists() and "@" not in spec and not Path(spec).is_file():
+        summary: dict[str, Any] = read_json(folder.final)
+        return summary
+    run = open_run(spec, root=root, data=data)
+    if not world.is_main:
+        return _train_and_finish(run.recipe, run.dataset, world, folder, run.checkpoint)
+    with folder.locked():
+        return _train_and_finish(run.recipe, run.dataset, world, folder, run.checkpoint)
+
+
+def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
+    """Open the shards in `data`, by default data/<the recipe's dataset>.
+
+    Raises UsageError with the remedy if there is no such folder.
+    """
+    folder = data or Path("data") / recipe.data.dataset
+    if not folder.is_dir():
+        how = "make it with: golf data demo" if recipe.data.dataset == "demo" else "prepare it with: golf data prepare"
+        raise UsageError(f"no data in {folder}; {how} --out {folder}, or name a folder with --data")
+    return Dataset.open(folder)
+
+
+def _plain(name: str) -> str:
+    """Refuse a name that would leave the root or could not be told from RUN@BOUNDARY."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UsageError(f"run name {name!r} may hold letters, digits, _ . and - only; choose another --name")
+    return name
+
+
+def _train_and_finish(
+    recipe: Recipe, dataset: Dataset, world: World, folder: RunFolder, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    with Log(folder.events, rank=world.rank) as log:
+        if checkpoint is None:
+            rehearse(recipe, dataset, world, log)
+        if checkpoint is None or checkpoint.manifest.boundary != f"final_{recipe.average.use}":
+            boundary = train(recipe, dataset, world, folder=folder, log=log, resume=checkpoint)
+            checkpoint = load_checkpoint(folder.path / f"{boundary}.json")
+        return finish(recipe, dataset, world, checkpoint=checkpoint, folder=folder, log=log)

@@ -1,0 +1,176 @@
+"""The training loop, top to bottom, and resume.
+
+Rank 0 decides: its clock sets the learning rate, the loop switch and the stop for all ranks. The clock stands still
+while checkpoints are gathered. A boundary's checkpoint is the state before the step at which the phase changes.
+"""
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golf.checkpoint import Checkpoint
+from golf.config import Recipe
+from golf.data.shards import Dataset
+from golf.distributed import World
+from golf.errors import InterruptedRunError, NumericalFaultError
+from golf.kernels import attention
+from golf.log import Log
+from golf.model.init import count_parameters
+from golf.model.plan import LayerPlan, plan_layers
+from golf.quant.qat import fake_quantized_forward
+from golf.run_folder import RunFolder, versions
+from golf.saver import Clock, Saver
+from golf.schedule import Moment, moment
+from golf.train_state import TrainState
+
+FIRST_STEPS = 5  # are all reported: a wrong start shows at once
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    world: World,
+    *,
+    folder: RunFolder,
+    log: Log,
+    resume: Checkpoint | None = None,
+) -> str:
+    """Train to the end of the schedule; return the boundary name of the finished model's checkpoint.
+
+    Writes a checkpoint at every phase boundary into `folder`. Raises InterruptedRunError after saving the boundary
+    "interrupted" on Ctrl-C, SIGTERM or SIGHUP, NumericalFaultError when the loss or a weight is not finite.
+    """
+    state = TrainState.build(recipe, dataset, world)
+    plans = {looping: plan_layers(recipe.model, looping=looping) for looping in (False, True)}
+    step, elapsed, before = 0, 0.0, None
+    loss = torch.zeros((), device=world.device)
+    if resume is not None:
+        state.restore(resume)
+        step, elapsed = resume.manifest.step, resume.manifest.elapsed_seconds
+        before = moment(recipe, step=step, elapsed_seconds=elapsed)
+        loss.fill_(resume.manifest.metrics.get("train_loss", 0.0))
+    _announce(state, dataset, world, log, step)
+    clock = Clock(elapsed)
+    with (
+        Saver(state, world, folder, clock, log) as saver,
+        _interruption() as interrupted,
+        log.progress(recipe.schedule.iterations, f"train {recipe.name}") as bar,
+    ):
+        bar.advance(step)
+        while True:
+            now, stop = _agree(recipe, step, clock, world, interrupted)
+            saver.at_boundaries(before, now, loss)
+            if stop:
+                saver.save(["interrupted"], before, now, loss)
+                how = f"golf train --resume {folder.path}@interrupted"  # alone, a run stands for its latest boundary
+                raise InterruptedRunError(f"stopped at step {step}; continue with: {how}")
+            if now.done:
+                return saver.finish(before, now, loss)
+            loss = _forward_backward(state, plans[now.looping], now)
+            norm = state.optimizer.step(lr_multiplier=now.lr_multiplier, momentum=now.momentum)
+            step, before = step + 1, now
+            state.averages.update(step=step, lr_multiplier=now.lr_multiplier)
+            if step % recipe.run.log_every == 0 or step <= FIRST_STEPS:
+                values = _global_values(state, step, loss, norm, world)
+                bar.advance(step - bar.done)
+                _report(log, step, now, values, clock)
+
+
+def _forward_backward(state: TrainState, plan: LayerPlan, now: Moment) -> Tensor:
+    """Accumulate the gradient of one step's mean loss; return this rank's mean loss ()."""
+    batches = state.loader.next_step()
+    device = next(state.model.parameters()).device
+    total = torch.zeros((), device=device)
+    for batch in batches:
+        batch = batch.to(device, non_blocking=True)
+        if now.late_qat:
+            losses = fake_quantized_forward(state.model, batch, plan=plan, config=state.recipe.quant)
+        else:
+            losses = state.model(batch, plan=plan)
+        loss = losses.mean() / len(batches)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _agree(recipe: Recipe, step: int, clock: Clock, world: World, interrupted: list[int]) -> tuple[Moment, bool]:
+    """Evaluate the schedule on rank 0's clock, and whether rank 0 was asked to stop."""
+    elapsed, stop = world.agree([clock.elapsed_seconds, float(bool(interrupted))])
+    return moment(recipe, step=step, elapsed_seconds=elapsed), bool(stop)
+
+
+def _global_values(state: TrainState, step: int, loss: Tensor, norm: Tensor, world: World) -> dict[str, float]:
+    """Return the mean loss over ranks and the gradient's norm; NumericalFaultError when one is not finite."""
+    mean = loss.clone()
+    world.mean_(mean)
+    values = {"train_loss": float(mean), "grad_norm": float(norm)}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            broken = [key for key, tensor in state.model.state_dict().items() if not bool(tensor.isfinite().all())]
+            where = f"{broken[0]} and {len(broken) - 1} more tensors" if broken else "no weight"
+            raise NumericalFaultError(
+                f"{name} is {value} at step {step}, and {where} hold NaN or infinity; start again with lower rates"
+            )
+    return values
+
+
+def _report(log: Log, step: int, now: Moment, values: dict[str, float], clock: Clock) -> None:
+    """Log what the step just taken was like."""
+    log.event(
+        "train",
+        step=step,
+        **values,
+        lr_multiplier=now.lr_multiplier,
+        momentum=now.momentum,
+        looping=now.looping,
+        late_qat=now.late_qat,
+        elapsed_seconds=round(clock.elapsed_seconds, 3),
+    )
+
+
+def _announce(state: TrainState, dataset: Dataset, world: World, log: Log, step: int) -> None:
+    """Say and record what is about to run."""
+    recipe, groups = state.recipe, state.optimizer.groups
+    facts: dict[str, Any] = {
+        "recipe": recipe.name,
+        "recipe_digest": recipe.digest,
+        "dataset_digest": dataset.digest(),
+        "parameters": count_parameters(state.model),
+        "optimizer_groups": {key: sorted(group) for key, group in groups._asdict().items()},
+        "world_size": world.size,
+        "device": str(world.device),
+        "attention": attention.describe(world.device),
+        "versions": versions(),
+    }
+    log.event("start", step=step, **facts)
+    sizes = ", ".join(f"{len(group)} {key}" for key, group in groups._asdict().items())
+    log.note(f"{recipe.name}: {facts['parameters']:,} parameters ({sizes} tensors), {world.size} x {world.device.type}")
+    log.note(f"attention: {facts['attention']}")
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """Yield a list that a first Ctrl-C, SIGTERM or hang-up fills; a second one acts at once. nohup stays obeyed."""
+    received: list[int] = []
+    found: dict[int, Any] = {number: signal.getsignal(number) for number in _STOPPING}
+    previous = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

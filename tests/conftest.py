@@ -1,0 +1,42 @@
+"""Options and fixtures shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+
+_RECORDED = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=12, help="how often each kill test kills its writer")
+    parser.addoption("--recorded", type=Path, help="folder of recorded reference data; `--fixtures DIR` says the same")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Read `--fixtures DIR` as the recorded data: pytest's own --fixtures (a listing) takes no folder of tensors."""
+    recorded: Path | None = config.option.recorded
+    for argument in list(config.args):
+        if config.option.showfixtures and any(Path(argument).glob("*.safetensors")):
+            config.args.remove(argument)
+            config.option.showfixtures = False
+            recorded = Path(argument)
+    if recorded is not None:
+        if not any(recorded.glob("*.safetensors")):
+            raise pytest.UsageError(f"{recorded}: no recorded data (*.safetensors) there")
+        config.stash[_RECORDED] = recorded.resolve()
+
+
+@pytest.fixture
+def fixtures(pytestconfig: pytest.Config) -> Path:
+    """The recorded data set; tests that need it are skipped without one."""
+    if _RECORDED not in pytestconfig.stash:
+        pytest.skip("needs --fixtures DIR, the recorded reference data")
+    return pytestconfig.stash[_RECORDED]
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often a kill test kills its writer."""
+    count: int = request.config.getoption("--kills")
+    return count

@@ -1,0 +1,63 @@
+"""The case transform and its byte counts against recorded strings of the reference."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golf.data.caseops import OPERATORS, bytes_before, decode, encode, exact_bytes, reference_bytes
+from golf.data.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture
+def recorded(fixtures: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((fixtures / "caseops.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture
+def tokenizer(fixtures: Path, recorded: dict[str, Any]) -> Tokenizer:
+    return load_tokenizer(fixtures.parent / "tokenizers" / recorded["tokenizer"])
+
+
+def test_the_operators_are_those_of_the_reference(recorded: dict[str, Any]) -> None:
+    points = [recorded["operators"][name] for name in ("title", "allcaps", "capnext", "esc")]
+    assert [f"U+{ord(operator):04X}" for operator in OPERATORS] == points
+
+
+def test_strings_are_encoded_and_decoded_as_by_the_reference(recorded: dict[str, Any]) -> None:
+    assert len(recorded["strings"]) >= 100
+    for string in recorded["strings"]:
+        assert encode(string["text"]) == string["encoded"]
+        assert decode(string["encoded"]) == string["decoded"]
+
+
+def test_what_the_reference_refuses_is_refused_and_nothing_else(recorded: dict[str, Any]) -> None:
+    for string in recorded["malformed"]:
+        if string["error"]:
+            with pytest.raises(ValueError, match="malformed case operators"):
+                decode(string["encoded"])
+        else:
+            assert decode(string["encoded"]) == string["decoded"]
+
+
+def test_ids_and_the_reference_byte_count_are_those_of_the_reference(
+    recorded: dict[str, Any], tokenizer: Tokenizer
+) -> None:
+    for string in recorded["strings"]:
+        pieces = tokenizer.encode_pieces(string["encoded"])
+        counts = reference_bytes(pieces, bytes_before(string["encoded"], is_encoded=True))
+        assert pieces.ids.tolist() == string["ids"]
+        assert counts.tolist() == [0, *string["sidecar_1855"]]
+
+
+def test_the_exact_byte_count_is_the_utf8_length_of_every_string(
+    recorded: dict[str, Any], tokenizer: Tokenizer
+) -> None:
+    for string in recorded["strings"]:
+        pieces = tokenizer.encode_pieces(string["encoded"])
+        counts = exact_bytes(pieces, bytes_before(string["encoded"], is_encoded=True))
+        assert counts.sum() == string["utf8_bytes"]
+        if string["sidecar_1855_sum_equals_utf8_bytes"]:
+            assert counts.tolist() == [0, *string["sidecar_1855"]]

@@ -1,0 +1,154 @@
+"""Which contradictions a recipe refuses, and what its digest covers."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from golf.config import Recipe
+from golf.errors import UsageError
+from golf.recipe import load_recipe, recipe_from_dict
+from tests.pico import pico_recipe, pico_values
+
+CONTRADICTIONS: list[tuple[str, list[Any]]] = [
+    ("model.rope.dims", [0, -2, 3]),
+    ("model.rope.dims", [10]),  # a head has 8 channels
+    ("model.loop.start", [-1, 3]),  # the end is 2
+    ("model.loop.extra_passes", [0]),
+    ("model.loop.end", [4]),  # four layers
+    ("model.model_dim", [30]),
+    ("model.num_kv_heads", [3]),
+    ("model.num_heads", [0, -4]),
+    ("model.num_kv_heads", [0]),
+    ("model.num_layers", [0]),
+    ("model.vocab_size", [0, 65_537]),
+    ("model.mlp_mult", [0.0, 0.01]),
+    ("model.logit_softcap", [0.0, -30.0]),
+    ("model.xsa_last_n", [-1, 5]),
+    ("model.bos_id", [-1, 61]),
+    ("model.smear.window", [0, 33]),
+    ("model.bigram.buckets", [1]),
+    ("model.bigram.dim", [0]),
+    ("model.value_embedding.layers", [[], [4], [-1]]),
+    ("model.value_embedding.dim", [0]),
+    ("data.batch_tokens", [0, 252]),
+    ("data.seq_len", [0]),
+    ("optim.newton_schulz_steps", [0, 6]),  # Polar Express has five
+    ("optim.momentum_warmup_steps", [-1]),
+    ("schedule.iterations", [0]),
+    ("schedule.warmdown_fraction", [-0.1, 1.1]),
+    ("schedule.loop_at", [-0.1, 1.1]),
+    ("schedule.min_lr", [-0.1, 1.1]),
+    ("schedule.reserve_seconds", [1.0]),  # there is no clock
+    ("schedule.max_seconds", [-1.0]),
+    ("average.ema_decay", [-0.1, 1.0]),
+    ("average.ema_decay", [0.0]),  # use is "ema"
+    ("average.shadows", [[]]),  # there are snapshots
+    ("average.shadows", [[0.0], [0.1, 0.3]]),
+    ("average.swa_every", [-1]),
+    ("average.shadow_snapshots", [-1]),
+    ("quant.matrix_bits", [1, 9]),
+    ("quant.embed_bits", [1, 9]),
+    ("quant.hessian_lambda", [-0.1, 1.0]),
+    ("quant.calibration_batches", [0]),
+    ("quant.calibration_windows", [0]),
+    ("eval.batch_tokens", [0, 40]),
+    ("eval.seq_len", [0]),
+    ("run.log_every", [0]),
+    ("run.checkpoints", [["half"], ["frac_"], ["step_x"], ["frac_0"], ["frac_101"], ["step_0"], ["step_²"]]),
+]
+
+
+def with_value(values: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """Set one key of nested values."""
+    *path, key = dotted.split(".")
+    table = values
+    for name in path:
+        table = table[name]
+    table[key] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in CONTRADICTIONS for value in values], ids=lambda item: str(item)
+)
+def test_a_value_that_cannot_work_is_refused_by_name(key: str, value: Any) -> None:
+    table, name = key.rsplit(".", 1)
+    with pytest.raises(UsageError) as refused:
+        recipe_from_dict(with_value(pico_values(), key, value))
+    assert table.split(".")[0] in str(refused.value)
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["schedule.loop_at=false"], "loop_at"),
+        (["model.loop=false"], "loop_at"),
+        (["schedule.warmdown_fraction=0.0"], "late_qat_below"),
+        (["schedule.warmdown_fraction=0.0", "schedule.late_qat_below=0", "schedule.min_lr=0.1"], "min_lr"),
+        (["schedule.max_seconds=10", "schedule.reserve_seconds=10"], "reserve_seconds"),
+        (["average.use=raw", "average.ema_decay=0"], "swa_of"),
+        (["average.use=swa", "average.swa_every=0"], "swa_every"),
+    ],
+)
+def test_two_values_that_contradict_each_other_are_refused(overrides: list[str], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        pico_recipe(*overrides)
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield the dotted name, the owning dataclass and the field of every value that is no table."""
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            yield from leaves(item, f"{where}{field.name}.")
+        else:
+            yield f"{where}{field.name}", value, field.name
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return value + "x" if isinstance(value, str) else (*value, 9)
+
+
+def test_the_digest_covers_every_value_but_the_two_texts() -> None:
+    recipe = pico_recipe("run.checkpoints=['step_3']")
+    names = [name for name, _, _ in leaves(recipe)]
+    unmoved = []
+    for name in names:
+        other = copy.deepcopy(recipe)
+        owner, field = next((owner, field) for leaf, owner, field in leaves(other) if leaf == name)
+        object.__setattr__(owner, field, changed(getattr(owner, field)))  # a value only: what it means is not checked
+        if other.digest == recipe.digest:
+            unmoved.append(name)
+    assert unmoved == ["name", "description"]
+    assert len(names) > 60
+
+
+@pytest.mark.parametrize("part", ["skips", "bigram", "smear", "value_embedding"])
+def test_the_digest_covers_which_parts_are_on(part: str) -> None:
+    assert pico_recipe(f"model.{part}=false").digest != pico_recipe().digest
+
+
+def test_a_recipe_survives_the_way_through_plain_values() -> None:
+    for recipe in (pico_recipe(), load_recipe("demo"), pico_recipe("model.bigram=false", "run.checkpoints=['frac_9']")):
+        assert recipe_from_dict(recipe.to_dict()) == recipe
+
+
+def test_plain_values_hold_every_default_and_no_part_that_is_off() -> None:
+    values = pico_recipe("model.smear=false").to_dict()
+    assert values["optim"]["adam_eps"] == 1e-8
+    assert "smear" not in values["model"]
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe: Recipe = pico_recipe()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.run.seed = 2  # type: ignore[misc]  # that it is refused is the point

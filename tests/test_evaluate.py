@@ -1,0 +1,195 @@
+"""The score: one token at a time, any number of ranks, exact counts."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from golf.config import EvalConfig
+from golf.data.bytes import SidecarByteCounter, TableByteCounter
+from golf.data.documents import Batch
+from golf.data.shards import Dataset
+from golf.distributed import World
+from golf.errors import NumericalFaultError, UsageError
+from golf.evaluate import Score, ValidationStream, evaluate
+from golf.model.plan import plan_layers
+from tests.parity.unbank import read_fixture
+from tests.pico import BOS, pico_dataset, pico_model, pico_recipe
+from tests.ranks import CPU, run_ranks
+
+ALONE = World(0, 1, 0, CPU)
+RECIPE = pico_recipe()
+PLAN = plan_layers(RECIPE.model, looping=True)
+
+
+def stream_of(dataset: Dataset) -> ValidationStream:
+    counts = dataset.val_bytes()
+    assert counts is not None
+    return ValidationStream(dataset.val_tokens(), SidecarByteCounter(counts), RECIPE.eval, BOS)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> ValidationStream:
+    """140 targets: two batches of 64 and a ragged one of 12."""
+    return stream_of(pico_dataset(tmp_path / "data", val=141))
+
+
+def segment_starts(tokens: list[int]) -> list[int]:
+    """Every document, the row's start, and every 16 tokens after each."""
+    starts, last = [], 0
+    for position, token in enumerate(tokens):
+        if position == 0 or token == BOS:
+            last = position
+        if (position - last) % 16 == 0:
+            starts.append(position)
+    return starts
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_single_tokens_in_their_contexts(stream: ValidationStream) -> None:
+    model, tokens = pico_model(RECIPE), stream.tokens.astype(np.int64)
+    total = 0.0
+    for position in range(1, len(tokens)):
+        first = (position - 1) // 64 * 64
+        context = tokens[first:position]
+        bounds = torch.tensor([*segment_starts(context.tolist()), len(context)], dtype=torch.int32)
+        row, targets = torch.from_numpy(context)[None], torch.from_numpy(tokens[first + 1 : position + 1])[None]
+        total += float(model(Batch(row, targets, bounds, 16), plan=PLAN)[0, -1])
+    found = evaluate(model, stream, plan=PLAN, world=ALONE)
+    assert found.loss_sum == pytest.approx(total, rel=1e-6)
+
+
+@torch.no_grad()
+def test_losses_are_summed_in_float64(stream: ValidationStream) -> None:
+    model = pico_model(RECIPE)
+    batches = [stream.batch(index) for index in range(len(stream))]
+    losses = [loss for batch, mask, _ in batches for loss in model(batch, plan=PLAN)[mask].tolist()]
+    assert evaluate(model, stream, plan=PLAN, world=ALONE).loss_sum == pytest.approx(math.fsum(losses), rel=1e-14)
+
+
+def test_every_target_and_its_bytes_are_counted_once_the_ragged_tail_too(stream: ValidationStream) -> None:
+    found = evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE)
+    assert isinstance(stream.counter, SidecarByteCounter)
+    assert (len(stream), found.tokens, found.bytes) == (3, 140, int(stream.counter.val_bytes[1:].sum()))
+
+
+@pytest.mark.parametrize("count", [2, 63, 64, 65, 66, 129])
+def test_no_length_of_the_stream_loses_a_target(tmp_path: Path, count: int) -> None:
+    stream = stream_of(pico_dataset(tmp_path / "data", val=count))
+    batches = [stream.batch(index) for index in range(len(stream))]
+    scored = torch.cat([batch.targets[mask] for batch, mask, _ in batches])
+    assert scored.tolist() == stream.tokens[1:].tolist()
+    assert evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE).tokens == count - 1
+
+
+def test_padding_of_the_last_batch_does_not_change_its_score(stream: ValidationStream) -> None:
+    model = pico_model(RECIPE)
+    short = dataclasses.replace(stream, tokens=stream.tokens[128:], config=EvalConfig(seq_len=16, batch_tokens=16))
+    padded = dataclasses.replace(short, config=RECIPE.eval)
+    found, expected = (evaluate(model, part, plan=PLAN, world=ALONE).loss_sum for part in (padded, short))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_all_batches_have_one_shape(stream: ValidationStream) -> None:
+    shapes = {batch.tokens.shape for batch, _, _ in (stream.batch(index) for index in range(len(stream)))}
+    assert shapes == {(1, 64)}
+
+
+def test_a_limit_scores_the_first_batches_alone(stream: ValidationStream) -> None:
+    model = pico_model(RECIPE)
+    limited = evaluate(model, stream, plan=PLAN, world=ALONE, limit_batches=2)
+    start = dataclasses.replace(stream, tokens=stream.tokens[:129])
+    assert limited == evaluate(model, start, plan=PLAN, world=ALONE)
+    assert evaluate(model, stream, plan=PLAN, world=ALONE, limit_batches=9).tokens == 140
+
+
+def scored(world: World, folder: Path) -> tuple[float, int, int]:
+    """The three sums as this rank has them."""
+    score = evaluate(pico_model(RECIPE), stream_of(Dataset.open(folder)), plan=PLAN, world=world)
+    return score.loss_sum, score.tokens, score.bytes
+
+
+def test_one_two_and_four_ranks_have_the_same_sums_bit_for_bit(tmp_path: Path) -> None:
+    pico_dataset(tmp_path / "data", val=1941)  # 31 batches: no number of ranks above one divides them
+    (alone,) = run_ranks(1, tmp_path, scored, tmp_path / "data")
+    assert alone[1] == 1940
+    for size in (2, 4):
+        assert run_ranks(size, tmp_path, scored, tmp_path / "data") == size * [alone]
+
+
+def test_more_ranks_than_batches_are_no_trouble(tmp_path: Path) -> None:
+    pico_dataset(tmp_path / "data", val=65)
+    (alone,) = run_ranks(1, tmp_path, scored, tmp_path / "data")
+    assert run_ranks(2, tmp_path, scored, tmp_path / "data") == [alone, alone]
+
+
+def test_progress_is_told_batch_by_batch(stream: ValidationStream) -> None:
+    told: list[int] = []
+    evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE, advance=told.append)
+    assert told == [1, 1, 1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_a_numerical_fault(stream: ValidationStream, value: float) -> None:
+    model = pico_model(RECIPE)
+    with torch.no_grad():
+        model.get_parameter("blocks.2.mlp.fc.weight")[0, 0] = value
+    with pytest.raises(NumericalFaultError, match="not finite"):
+        evaluate(model, stream, plan=PLAN, world=ALONE)
+
+
+def test_a_stream_without_a_target_is_refused(tmp_path: Path) -> None:
+    stream = stream_of(pico_dataset(tmp_path / "data", val=1))
+    with pytest.raises(UsageError, match="no target to score"):
+        evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE)
+
+
+def test_the_figures_follow_from_the_sums() -> None:
+    score = Score(loss_sum=200.0, tokens=80, bytes=250)
+    assert score.val_loss == 2.5
+    assert score.val_bpb == pytest.approx(200 / math.log(2) / 250)
+    assert score.to_dict() == {
+        "val_loss": 2.5,
+        "val_bpb": score.val_bpb,
+        "bits": pytest.approx(288.539008),
+        "bytes": 250,
+        "tokens": 80,
+    }
+
+
+def recorded_stream(folder: Path, *, table: bool) -> ValidationStream:
+    """The fixture's stream in its batches of four sequences, with bytes from the table or the sidecar."""
+    values, tensors = read_fixture(folder, "eval")
+    tokens, seq_len = tensors["in::val_tokens"].numpy().astype(np.uint16), values["hyperparameters"]["eval_seq_len"]
+    lut = [tensors[f"in::lut.{name}"].numpy() for name in ("base_bytes", "has_leading_space", "is_boundary_token")]
+    sidecar = SidecarByteCounter(tensors["in::val_bytes"].numpy().astype(np.uint16))
+    counter = TableByteCounter(lut[0], lut[1].astype(bool), lut[2].astype(bool)) if table else sidecar
+    sequences = values["results"][0]["sequences_per_batch"]
+    return ValidationStream(tokens, counter, EvalConfig(seq_len=seq_len, batch_tokens=sequences * seq_len), BOS)
+
+
+def test_segments_are_those_of_the_reference(fixtures: Path) -> None:
+    expected = read_fixture(fixtures, "eval")[0]["batch_segments_world1"]
+    stream = recorded_stream(fixtures, table=False)
+    assert len(stream) == len(expected)
+    for index, (bounds, longest) in enumerate(expected):
+        batch, _, _ = stream.batch(index)
+        found = batch.cu_seqlens.unique().tolist()  # padding repeats the last one
+        assert found == bounds
+        assert batch.max_seqlen == longest
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_recorded_losses_give_the_recorded_score(fixtures: Path, table: bool) -> None:
+    values, tensors = read_fixture(fixtures, "eval")
+    stream = recorded_stream(fixtures, table=table)
+    source = "lut" if table else "sidecar"
+    row = next(row for row in values["results"] if row["bytes_from"] == source and row["world_size"] == 1)
+    charged = sum(count for _, _, count in (stream.batch(index) for index in range(len(stream))))
+    score = Score(float(tensors["out::token_losses"].double().sum()), row["tokens"], charged)
+    assert score.val_loss == pytest.approx(row["loss"], rel=values["tolerances"]["loss"]["rtol"])
+    assert score.val_bpb == pytest.approx(row["bpb"], rel=values["tolerances"]["bpb"]["rtol"])
+    assert row["bytes"] in (None, charged)

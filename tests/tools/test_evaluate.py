@@ -1,0 +1,101 @@
+"""golf evaluate: one score, its numerator and its denominator; the graph is the one the weights belong to."""
+
+import math
+from typing import Any
+
+import pytest
+
+from golf.data.shards import Dataset
+from golf.evaluate import Score
+from golf.files import read_json
+from golf.posttrain import Bench
+from tests.pico import pico_dataset
+from tests.session_tools import Place, golf
+
+
+def test_the_score_is_bits_over_bytes_of_the_whole_validation_stream(
+    finished: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = golf(capsys, "evaluate", "done", "--root", finished.root, "--json").json
+    dataset = Dataset.open(finished.data)
+    sidecar = dataset.val_bytes()
+    assert sidecar is not None
+    assert score["tokens"] == len(dataset.val_tokens()) - 1
+    assert score["bytes"] == int(sidecar[1:].sum())
+    assert score["val_bpb"] == score["bits"] / score["bytes"]
+    assert score["val_loss"] == pytest.approx(score["bits"] * math.log(2) / score["tokens"], rel=1e-12)
+
+
+def test_the_terminal_says_what_was_scored_and_the_same_numbers(
+    finished: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = golf(capsys, "evaluate", "done@pre_qat", "--root", finished.root, "--json").json
+    said = golf(capsys, "evaluate", "done@pre_qat", "--root", finished.root)
+    assert f"scored    {finished.run('done') / 'pre_qat.json'}" in said.out
+    assert f"val_loss  {score['val_loss']:.6f} nats per token over {score['tokens']:,} tokens" in said.out
+    assert f"val_bpb   {score['val_bpb']:.6f} = {score['bits']:,.1f} bits / {score['bytes']:,} bytes" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "looping"),
+    [(["done@init"], False), (["done@pre_loop"], False), (["done@frac_50"], True), (["done"], True)],
+)
+def test_weights_are_scored_in_the_graph_they_were_trained_in(
+    finished: Place,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    looping: bool,
+) -> None:
+    plans: list[list[int]] = []
+    score = Bench.score
+
+    def watched(bench: Bench, *rest: Any) -> Score:
+        plans.append(bench.plan.encoder)
+        return score(bench, *rest)
+
+    monkeypatch.setattr(Bench, "score", watched)
+    assert golf(capsys, "evaluate", *words, "--root", finished.root).code == 0
+    assert plans == [[0, 1, 2] if looping else [0, 1]]
+
+
+def test_the_artifact_is_scored_as_it_was_made_though_the_latest_boundary_is_another(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in (".json", ".safetensors"):
+        (place.run("done") / f"final_raw{suffix}").unlink()
+    said = golf(capsys, "evaluate", "done", "--artifact", "--root", place.root, "--json")
+    assert said.json == read_json(place.run("done") / "final.json")["quantized"]
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        ("done@init", "an artifact is made of a run's finished weights; leave the boundary out"),
+        ("begun", "run 'begun' is not finished, so it has no artifact; golf train --resume begun"),
+        ("nothing", "no run 'nothing' in"),
+    ],
+)
+def test_an_artifact_that_there_is_not_exits_2(
+    place: Place, capsys: pytest.CaptureFixture[str], run: str, sentence: str
+) -> None:
+    (place.root / "begun").mkdir()
+    for suffix in (".json", ".safetensors"):
+        (place.run("begun") / f"init{suffix}").write_bytes((place.run("done") / f"init{suffix}").read_bytes())
+    said = golf(capsys, "evaluate", run, "--artifact", "--root", place.root)
+    assert said.code == 2
+    assert sentence in said.err
+
+
+def test_an_artifact_of_another_model_exits_3(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.start("other", "model.mlp_mult=2")
+    (place.run("other") / "artifact.golf").replace(place.run("done") / "artifact.golf")
+    said = golf(capsys, "evaluate", "done", "--artifact", "--root", place.root)
+    assert said.code == 3
+    assert "artifact.golf: it does not fit the run's model" in said.err
+
+
+def test_another_data_folder_is_scored_when_it_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    pico_dataset(place.folder / "other", val=100)
+    said = golf(capsys, "evaluate", "done", "--root", place.root, "--data", place.folder / "other", "--json")
+    assert said.json["tokens"] == 99

@@ -1,0 +1,45 @@
+"""golf train as a command: what it prints."""
+
+import pytest
+
+from golf.checkpoint import boundaries
+from golf.files import read_json
+from golf.run_folder import RunFolder
+from tests.session_tools import Place, golf
+
+
+def test_it_prints_the_summary_as_one_document(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", place.toml, "--data", place.data, "--root", place.root, "--name", "new", "--json")
+    said = golf(capsys, *words, "--set", "schedule.iterations=4", "--set", "schedule.late_qat_below=0")
+    assert said.code == 0
+    assert said.json == read_json(place.run("new") / "final.json")
+    assert said.json["steps"] == 4
+    assert RunFolder(place.run("new")).load_recipe().schedule.iterations == 4
+
+
+def test_a_finished_run_is_shown_in_words(finished: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    said = golf(capsys, "train", "--resume", "done", "--root", finished.root)
+    final = read_json(finished.run("done") / "final.json")
+    assert said.out.splitlines() == [
+        "run             done",
+        f"unquantized     {final['unquantized']['val_bpb']:.5f} bpb",
+        f"quantized       {final['quantized']['val_bpb']:.5f} bpb  (gap {final['quantization_gap_bpb']:+.5f})",
+        f"artifact        {final['artifact']['model_bytes']:,} model + {final['artifact']['code_bytes']:,} code bytes",
+        f"headroom        {final['artifact']['headroom_bytes']:,} bytes to 16,000,000",
+    ]
+
+
+def test_an_error_is_one_document_too(finished: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", finished.toml, "--data", finished.data, "--root", finished.root, "--name", "done", "--json")
+    said = golf(capsys, *words)
+    assert said.code == said.json["exit_code"] == 2
+    assert "run 'done' exists" in said.json["error"]
+
+
+def test_a_forced_run_replaces_the_earlier_one(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", place.toml, "--data", place.data, "--root", place.root, "--name", "done", "--force", "--json")
+    said = golf(capsys, *words, "--set", "schedule.iterations=2", "--set", "schedule.late_qat_below=0")
+    assert said.json["steps"] == 2
+    found = {manifest.boundary: manifest.step for manifest in boundaries(place.run("done"))}
+    assert found["final_ema"] == 2
+    assert max(found.values()) == 2

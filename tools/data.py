@@ -1,0 +1,87 @@
+"""Prepare, audit and make data sets: token shards, byte sidecar, manifest."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from golf.cli import echo_json, force_option, json_option
+
+
+@click.group(epilog="Example: golf data prepare my.jsonl --tokenizer t.model --out data/mine")
+def command() -> None:
+    """Make and check the shards that training and evaluation read."""
+
+
+@command.command(
+    epilog="Example: golf data prepare a.jsonl.xz b.jsonl --tokenizer t.model --out data/mine --val-docs 50000"
+)
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="SentencePiece model.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--val-docs", type=int, help="The first so many documents are for validation.")
+@click.option("--val-fraction", type=float, help="The first such share of them.  [default: 0.05, at most 50,000]")
+@click.option("--transform", type=click.Choice(["auto", "none", "caseops"]), default="auto", show_default=True)
+@click.option("--shard-tokens", type=int, default=100_000_000, show_default=True)
+@click.option("--limit", type=int, help="Read only the first so many documents.")
+@force_option
+@json_option
+def prepare(
+    inputs: tuple[Path, ...], out: Path, tokenizer: Path, transform: Any, as_json: bool, **settings: Any
+) -> None:
+    """Tokenize INPUTS (.jsonl, .jsonl.xz, .jsonl.gz, .txt or folders) into shards with sidecar, manifest and audit.
+
+    Whole documents go to validation or to training, each begins with the tokenizer's BOS, and every byte is counted.
+    """
+    from golf.data.prepare import prepare as run
+    from golf.log import Log
+
+    log = Log()
+
+    def tell(documents: int, utf8_bytes: int) -> None:
+        log.note(f"prepare: {documents:,} documents, {utf8_bytes / 1e6:,.0f} MB")
+
+    _show(run(inputs, out=out, tokenizer=tokenizer, transform=transform, progress=tell, **settings), out, as_json)
+
+
+@command.command(epilog="Example: golf data demo")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("data/demo"), show_default=True)
+@force_option
+@json_option
+def demo(out: Path, force: bool, as_json: bool) -> None:
+    """Make a small data set from the documentation inside this Python, with a tokenizer trained on it."""
+    from golf.data.demo import make_demo_corpus
+
+    _show(make_demo_corpus(out, force=force), out, as_json)
+
+
+@command.command(epilog="Example: golf data audit data/mine")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def audit(folder: Path, as_json: bool) -> None:
+    """Count validation documents that are also in training; exit code 1 if there is any."""
+    from golf.data.audit import audit as run
+    from golf.data.shards import Dataset
+
+    found = run(Dataset.open(folder))
+    if as_json:
+        echo_json(found)
+    else:
+        click.echo(
+            f"{found['leaked_documents']:,} of {found['val_documents']:,} validation documents are among "
+            f"{found['train_documents']:,} training documents ({found['leaked_fraction']:.1%})"
+        )
+    if found["leaked_documents"]:
+        click.get_current_context().exit(1)
+
+
+def _show(manifest: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        echo_json(manifest)
+        return
+    for kind in ("train", "val"):
+        part = manifest[kind]
+        click.echo(f"{kind:<8}{part['documents']:,} documents, {part['tokens']:,} tokens, {part['utf8_bytes']:,} bytes")
+    leaked = manifest["audit"]["leaked_documents"]
+    click.echo(f"audit   {leaked} validation documents are also in training")
+    click.echo(f"wrote   {out}")

@@ -1,0 +1,40 @@
+"""Score a checkpoint or an artifact on the whole validation stream."""
+
+from pathlib import Path
+
+import click
+
+from golf.cli import echo_json, json_option
+
+
+@click.command(
+    epilog="Examples: golf evaluate demo-1 · golf evaluate demo-1@pre_loop · golf evaluate demo-1 --artifact"
+)
+@click.argument("run", metavar="RUN[@BOUNDARY]")
+@click.option("--artifact", is_flag=True, help="Score the run's artifact file instead of the checkpoint.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: the run's]")
+@click.option("--root", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True)
+@json_option
+def command(run: str, artifact: bool, data: Path | None, root: Path, as_json: bool) -> None:
+    """Score RUN: every validation token once, bits (numerator) and bytes (denominator) shown."""
+    from golf.distributed import open_world
+    from golf.log import Log
+    from golf.posttrain import Bench, artifact_weights, checkpoint_weights
+    from golf.session import open_finished_run, open_run
+
+    opened = (open_finished_run if artifact else open_run)(run, root=root, data=data)
+    with open_world() as world, Log(rank=world.rank) as log:
+        bench = Bench.build(opened.recipe, opened.dataset, world, looping=opened.checkpoint.manifest.looping)
+        like = bench.model.state_dict()
+        stored, file = opened.checkpoint, opened.folder.artifact
+        bench.load(artifact_weights(file, like) if artifact else checkpoint_weights(stored, like))
+        score = bench.score(log, f"evaluate {run}")
+        if not world.is_main:
+            return
+    if as_json:
+        echo_json(score.to_dict())
+        return
+    scored = opened.folder.artifact if artifact else opened.checkpoint.path
+    click.echo(f"scored    {scored}")
+    click.echo(f"val_loss  {score.val_loss:.6f} nats per token over {score.tokens:,} tokens")
+    click.echo(f"val_bpb   {score.val_bpb:.6f} = {score.to_dict()['bits']:,.1f} bits / {score.bytes:,} bytes")

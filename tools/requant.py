@@ -1,0 +1,53 @@
+"""Quantize a finished checkpoint again under other settings; a table with bits per byte and bytes a row."""
+
+from pathlib import Path
+
+import click
+
+from golf.cli import echo_json, json_option
+
+
+@click.command(
+    epilog="Example: golf requant demo-1 --try matrix_bits=5 --try mlp_clip_sigmas=11,embed_bits=7 --out r.csv"
+)
+@click.argument("run", metavar="RUN[@BOUNDARY]")
+@click.option(
+    "--try",
+    "tries",
+    multiple=True,
+    metavar="KEY=VALUE[,…]",
+    help="A row with these keys of [quant] changed; repeat it.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: the run's]")
+@click.option("--root", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True)
+@click.option(
+    "--out", "outs", type=click.Path(path_type=Path), multiple=True, help="Write .csv, .json or .md; repeat it."
+)
+@json_option
+def command(
+    run: str, tries: tuple[str, ...], data: Path | None, root: Path, outs: tuple[Path, ...], as_json: bool
+) -> None:
+    """Quantize, pack and score RUN's weights under each setting, the recipe's own (control) first.
+
+    Nothing is trained. Without --try, tighter clips and one bit less show what clips and bits cost.
+    """
+    from golf.distributed import open_world
+    from golf.log import Log
+    from golf.session import open_run
+    from golf.sweep.run import default_tries, parse_settings, requant
+    from golf.sweep.table import check_form, format_table, table_records, write_table
+
+    for out in outs:
+        check_form(out)
+    opened = open_run(run, root=root, data=data)
+    settings = parse_settings(opened.recipe, tries or default_tries(opened.recipe))
+    with open_world() as world, Log(rank=world.rank) as log:
+        table = requant(opened, settings, world, log)
+        if not world.is_main:
+            return
+    for out in outs:
+        write_table(table, out)
+    if as_json:
+        echo_json(table_records(table))
+    else:
+        click.echo(format_table(table))

@@ -1,0 +1,77 @@
+"""Train a recipe to its artifact, or resume a run from a checkpoint."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from golf.cli import echo_json, force_option, json_option, set_option
+
+
+@click.command(epilog="Examples: golf train demo · golf train pr1801 --gpus 8 · golf train --resume demo-1@pre_loop")
+@click.argument("recipe", required=False)
+@click.option("--resume", metavar="RUN[@BOUNDARY]", help="Continue a run from its latest or the named boundary.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: data/<recipe's dataset>]")
+@click.option("--name", help="Name of the run.  [default: <recipe>-1, -2, …]")
+@click.option("--root", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True)
+@click.option(
+    "--gpus",
+    "processes",
+    type=click.IntRange(1, 8),
+    default=1,
+    help="Processes, one a GPU (or CPU processes where there is none).",
+)
+@set_option
+@force_option
+@json_option
+def command(
+    recipe: str | None,
+    resume: str | None,
+    data: Path | None,
+    name: str | None,
+    root: Path,
+    processes: int,
+    overrides: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Train RECIPE: checkpoints at every phase boundary, then calibration, artifact, evaluation and final.json.
+
+    RECIPE is a shipped name (see `golf recipe list`) or a TOML file. Ctrl-C saves the run before it stops.
+    """
+    from golf.distributed import inside_launcher, open_world
+    from golf.recipe import load_recipe
+    from golf.session import resume_run, start_run
+
+    if (recipe is None) == (resume is None):
+        raise click.UsageError("give a RECIPE to start or --resume RUN to continue, for example: golf train demo")
+    if resume and (overrides or name or force):
+        raise click.UsageError("--resume continues the stored recipe; --set, --name and --force start another run")
+    chosen = load_recipe(recipe, overrides) if recipe else None  # refuse a bad recipe before any process starts
+    if processes > 1 and not inside_launcher():
+        from golf.launch import launch
+
+        launch(sys.argv[1:], processes)
+        return
+    with open_world() as world:
+        if chosen is not None:
+            summary = start_run(chosen, world, root=root, name=name, data=data, force=force)
+        else:
+            summary = resume_run(str(resume), world, root=root, data=data)
+        if world.is_main:
+            _show(summary, as_json)
+
+
+def _show(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        echo_json(summary)
+        return
+    artifact = summary["artifact"]
+    click.echo(f"run             {summary['run']}")
+    click.echo(f"unquantized     {summary['unquantized']['val_bpb']:.5f} bpb")
+    click.echo(
+        f"quantized       {summary['quantized']['val_bpb']:.5f} bpb  (gap {summary['quantization_gap_bpb']:+.5f})"
+    )
+    click.echo(f"artifact        {artifact['model_bytes']:,} model + {artifact['code_bytes']:,} code bytes")
+    click.echo(f"headroom        {artifact['headroom_bytes']:,} bytes to 16,000,000")
