@@ -9,7 +9,7 @@ from golf.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from golf.config import Recipe
 from golf.data.shards import Dataset
 from golf.distributed import World
-from golf.errors import UsageError
+from golf.errors import BadFileError, UsageError
 from golf.files import read_json
 from golf.log import Log
 from golf.posttrain import finish, rehearse
@@ -33,7 +33,12 @@ def open_run(spec: str, *, root: Path, data: Path | None = None) -> OpenedRun:
     path = find_checkpoint(spec, root=root)
     checkpoint = load_checkpoint(path)
     folder = RunFolder(path.parent)
-    recipe = recipe_from_dict(checkpoint.manifest.recipe)
+    try:
+        recipe = recipe_from_dict(checkpoint.manifest.recipe)
+    except UsageError as error:
+        raise BadFileError(
+            path, f"its recipe is not one of this golf ({error})", "use the golf that wrote it"
+        ) from None
     return OpenedRun(folder, recipe, checkpoint, open_dataset(recipe, data or folder.data_folder()))
 
 

@@ -120,6 +120,21 @@ def test_one_two_and_four_ranks_have_the_same_sums_bit_for_bit(tmp_path: Path) -
         assert run_ranks(size, tmp_path, scored, tmp_path / "data") == size * [alone]
 
 
+class Crafted(World):
+    """Rank 0 of 2 that is told what both ranks summed, rank by rank: 1e16 and 1, then -1e16 and nothing."""
+
+    def gather(self, shard: torch.Tensor) -> torch.Tensor:
+        whole = torch.ones(2 * len(shard), 3, dtype=torch.float64)
+        whole[:, 0] = torch.tensor([1e16, 1.0, -1e16, 0.0], dtype=torch.float64)
+        return whole
+
+
+def test_sums_are_added_in_the_order_of_the_batches(tmp_path: Path) -> None:
+    stream = stream_of(pico_dataset(tmp_path / "data", val=193))
+    found = evaluate(pico_model(RECIPE), stream, plan=PLAN, world=Crafted(0, 2, 0, CPU))
+    assert found.loss_sum == 1.0  # 1e16 - 1e16 + 1; rank by rank the 1 is lost in 1e16
+
+
 def test_more_ranks_than_batches_are_no_trouble(tmp_path: Path) -> None:
     pico_dataset(tmp_path / "data", val=65)
     (alone,) = run_ranks(1, tmp_path, scored, tmp_path / "data")

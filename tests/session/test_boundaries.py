@@ -4,18 +4,22 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from golf.checkpoint import Manifest, boundaries, load_checkpoint
+from golf.data.documents import Batch
 from golf.data.shards import Dataset
 from golf.files import read_json, sha256_file
 from golf.log import read_events
+from golf.model.gpt import GPT
+from golf.model.plan import LayerPlan
 from golf.profiles import gamma_of_width
 from golf.schedule import moment
 from tests.session_tools import CPU, SHADOW_STEPS, STEPS, Place, golf, weights_of
 
 
-def manifests(place: Place) -> dict[str, Manifest]:
-    return {manifest.boundary: manifest for manifest in boundaries(place.run("done"))}
+def manifests(place: Place, run: str = "done") -> dict[str, Manifest]:
+    return {manifest.boundary: manifest for manifest in boundaries(place.run(run))}
 
 
 def events(place: Place, name: str) -> list[dict[str, Any]]:
@@ -158,3 +162,43 @@ def test_training_is_recorded_at_the_first_steps_and_every_log_every(finished: P
     assert [event["step"] for event in events(finished, "train") if event["looping"]] == [8, 12, 16, 20]
     assert [event["step"] for event in events(finished, "train") if event["late_qat"]] == [20]
     assert str(CPU) == events(finished, "start")[0]["device"]
+
+
+def test_the_loop_runs_from_its_boundary_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    visits: list[int] = []
+    forward = GPT.forward
+
+    def watched(model: GPT, batch: Batch, *, plan: LayerPlan, **hooks: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            visits.append(len(plan.visits))
+        return forward(model, batch, plan=plan, **hooks)
+
+    monkeypatch.setattr(GPT, "forward", watched)
+    place.start("watched")
+    rehearsed, trained = visits[:2], visits[2:]
+    assert rehearsed == [4, 6]
+    assert trained == 7 * [4] + 13 * [6]
+
+
+def test_late_quantization_runs_from_its_boundary_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded: list[bool] = []
+    plain = GPT.forward
+
+    def watched(model: GPT, *args: Any, **values: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            rounded.append(not isinstance(model.get_submodule("blocks.0.mlp.fc").weight, torch.nn.Parameter))
+        return plain(model, *args, **values)
+
+    monkeypatch.setattr(GPT, "forward", watched)
+    place.start("watched")
+    assert rounded[2:] == 16 * [False] + 4 * [True]
+
+
+def test_a_step_in_several_micro_batches_is_the_step_in_one(place: Place) -> None:
+    place.start("micro", "run.rows_per_micro_batch=2", "schedule.late_qat_below=0")
+    place.start("whole", "schedule.late_qat_below=0")
+    micro, whole = (weights_of(place.run(name), "final_raw") for name in ("micro", "whole"))
+    for name, value in whole.items():
+        assert float((micro[name] - value).abs().max() / value.abs().max()) < 1e-5
+    micro_loss, loss = (manifests(place, name)["final_raw"].metrics["train_loss"] for name in ("micro", "whole"))
+    assert micro_loss == pytest.approx(loss, rel=1e-6)

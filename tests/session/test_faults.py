@@ -248,6 +248,16 @@ def test_a_damaged_artifact_exits_3_and_names_the_file(place: Place, capsys: pyt
         assert "artifact.golf: " in said.err
 
 
+def test_a_checkpoint_with_a_recipe_of_another_golf_exits_3(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = load_checkpoint(place.run("done") / "pre_qat.json")
+    recipe = checkpoint.manifest.recipe | {"telepathy": {"range": 3}}
+    other = replace(checkpoint.manifest, recipe=recipe, boundary="other")
+    save_checkpoint(place.run("done"), other, tensors=checkpoint.all_tensors())
+    said = golf(capsys, "evaluate", "done@other", "--root", place.root)
+    assert said.code == 3
+    assert "other.json: its recipe is not one of this golf (unknown key telepathy" in said.err
+
+
 @pytest.mark.parametrize("words", [("train", "--resume"), ("evaluate",), ("requant",)])
 def test_a_checkpoint_of_another_model_exits_3(
     place: Place, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]

@@ -1,6 +1,7 @@
 """The rehearsal: every phase once before the clock starts, nothing left behind, and what cannot work fails there."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def test_it_leaves_one_event_behind_and_nothing_else(
     try_out(finished, tmp_path / "run")
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "events.jsonl"]
     assert sorted(finished.folder.rglob("*")) == files
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("golf-loader")]
 
 
 def test_it_does_not_change_what_is_trained(place: Place, finished: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,13 @@ def test_killed_at_random_instants_and_restarted_until_done_the_bits_are_the_sam
         read_events(run / "events.jsonl")
 
 
+def test_what_a_killed_writer_left_half_written_is_removed(place: Place) -> None:
+    for folder in ("", "shadows"):
+        (place.run("done") / folder / ".golf-tmp-4194304-ab-lr_floor.safetensors").write_bytes(b"half")
+    place.resume("done@lr_floor")
+    assert not list(place.run("done").rglob(".golf-tmp-*"))
+
+
 def wait_for(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -159,6 +166,7 @@ def test_a_run_that_uses_its_raw_weights_ends_there_and_resumes_from_there(place
         (place.run("raw") / name).unlink()
     place.resume("raw")
     assert digests(place.run("raw")) == expected
+    assert [e["step"] for e in read_events(place.run("raw") / "events.jsonl") if e["event"] == "start"] == [0]
 
 
 def test_a_run_that_uses_its_stochastic_average_ends_with_it(place: Place) -> None:
@@ -236,7 +244,7 @@ def test_by_force_nothing_of_the_earlier_run_can_pass_for_the_new_one(
     there = {path.stem for path in manifest_paths(place.run("done"))}
     assert there == {"init", "momentum_full", "step_4", "interrupted"}
     assert list((place.run("done") / "shadows").iterdir()) == []
-    assert read_events(place.run("done") / "events.jsonl")[0]["event"] == "rehearsal"
+    assert [e["event"] for e in read_events(place.run("done") / "events.jsonl")].count("rehearsal") == 1
     assert (place.run("done") / "notes.txt").read_text() == "mine"
     summary = place.resume("done")  # not that of the earlier run
     assert summary["recipe_digest"] == place.recipe("model.num_layers=3", "model.value_embedding.layers=[2]").digest

@@ -91,6 +91,12 @@ def test_two_processes_have_the_losses_of_one(place: Place) -> None:
         assert [event[key] for event in two] == pytest.approx([event[key] for event in one], rel=TOLERANCE)
 
 
+def test_two_processes_write_down_the_mean_loss_of_both(place: Place) -> None:
+    one, two = ({m.boundary: m.metrics for m in boundaries(place.run(name))} for name in ("one", "two"))
+    for name in ("step_4", "pre_loop", "final_raw"):
+        assert two[name] == pytest.approx(one[name], rel=TOLERANCE)
+
+
 def test_after_twenty_steps_two_processes_have_the_weights_averages_and_optimizer_of_one(place: Place) -> None:
     difference, name = largest_difference(place.run("one"), place.run("two"), "final_raw")
     assert difference < TOLERANCE, name

@@ -81,10 +81,13 @@ def test_another_calibration_is_of_the_original_weights(rows: Run) -> None:
     assert after["model_bytes"] == first["model_bytes"]
 
 
-def test_every_boundary_can_be_quantized_with_the_graph_it_was_trained_in(rows: Run) -> None:
-    (control, _) = rows("done@pre_qat", "matrix_bits=5")
-    assert control["val_bpb"] > 0
-    assert abs(control["gap_bpb"]) < 0.05
+@pytest.mark.parametrize("boundary", ["pre_loop", "pre_qat"])
+def test_a_boundary_is_quantized_in_the_graph_it_was_trained_in(
+    finished: Place, capsys: pytest.CaptureFixture[str], rows: Run, boundary: str
+) -> None:
+    (control, _) = rows(f"done@{boundary}", "matrix_bits=5")
+    unquantized = golf(capsys, "evaluate", f"done@{boundary}", "--root", finished.root, "--json").json
+    assert control["val_bpb"] - control["gap_bpb"] == pytest.approx(unquantized["val_bpb"], rel=1e-12)
 
 
 @pytest.mark.parametrize(
