@@ -51,7 +51,7 @@ class Manifest:
     elapsed_seconds: float  # on the training clock
     progress: float  # in [0, 1]
     lr_multiplier: float
-    looping: bool  # whether depth recurrence is switched on
+    looping: bool  # whether these weights were last trained with depth recurrence on
     recipe: dict[str, Any]  # resolved
     recipe_digest: str
     loader: dict[str, Any]  # position of what was consumed

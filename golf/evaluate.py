@@ -114,6 +114,8 @@ def evaluate(
     loss_sum, tokens, charged_bytes = gathered.cpu().numpy().cumsum(axis=0)[-1]  # cumsum adds strictly left to right
     if not math.isfinite(loss_sum):
         raise NumericalFaultError("evaluation: the loss is not finite; the weights hold NaN or infinity")
+    if charged_bytes == 0:
+        raise UsageError("the scored tokens stand for no text; check the byte sidecar or the tokenizer of the data")
     return Score(float(loss_sum), int(tokens), int(charged_bytes))
 
 

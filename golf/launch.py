@@ -2,10 +2,11 @@
 
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -30,6 +31,11 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     rank that failed, WorkerDiedError naming a rank that a signal ended, InterruptedRunError on Ctrl-C.
     """
     check_size(processes)
+    with tempfile.TemporaryDirectory(prefix="golf-launch-") as scratch:  # else each launch would leave a folder behind
+        _run(arguments, processes, scratch)
+
+
+def _run(arguments: Sequence[str], processes: int, scratch: str) -> None:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -39,6 +45,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=scratch),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "golf", *arguments)

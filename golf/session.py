@@ -82,13 +82,17 @@ def resume_run(spec: str, world: World, *, root: Path, data: Path | None = None)
 def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
     """Open the shards in `data`, by default data/<the recipe's dataset>.
 
-    Raises UsageError with the remedy if there is no such folder.
+    Raises UsageError with the remedy if there is no such folder, BadFileError if its documents start otherwise.
     """
     folder = data or Path("data") / recipe.data.dataset
     if not folder.is_dir():
         how = "make it with: golf data demo" if recipe.data.dataset == "demo" else "prepare it with: golf data prepare"
         raise UsageError(f"no data in {folder}; {how} --out {folder}, or name a folder with --data")
-    return Dataset.open(folder)
+    dataset = Dataset.open(folder)
+    if dataset.bos_id != recipe.model.bos_id:  # the model would take no token for a document's start
+        reason = f"its documents start with id {dataset.bos_id}, the recipe's with {recipe.model.bos_id}"
+        raise BadFileError(folder, reason, f"add --set model.bos_id={dataset.bos_id}")
+    return dataset
 
 
 def _plain(name: str) -> str:

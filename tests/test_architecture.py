@@ -59,6 +59,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "golf.train",
         "golf.train_state",
         "golf.ttt",
+        "golf.workbench",
     ),
     (
         "golf.doctor",

@@ -208,3 +208,9 @@ def test_recorded_losses_give_the_recorded_score(fixtures: Path, table: bool) ->
     assert score.val_loss == pytest.approx(row["loss"], rel=values["tolerances"]["loss"]["rtol"])
     assert score.val_bpb == pytest.approx(row["bpb"], rel=values["tolerances"]["bpb"]["rtol"])
     assert row["bytes"] in (None, charged)
+
+
+def test_tokens_without_text_have_no_score(stream: ValidationStream) -> None:
+    silent = dataclasses.replace(stream, counter=SidecarByteCounter(np.zeros(len(stream.tokens), np.uint16)))
+    with pytest.raises(UsageError, match="the scored tokens stand for no text"):
+        evaluate(pico_model(RECIPE), silent, plan=PLAN, world=ALONE)

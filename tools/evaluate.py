@@ -19,12 +19,12 @@ def command(run: str, artifact: bool, data: Path | None, root: Path, as_json: bo
     """Score RUN: every validation token once, bits (numerator) and bytes (denominator) shown."""
     from golf.distributed import open_world
     from golf.log import Log
-    from golf.posttrain import Bench, artifact_weights, checkpoint_weights
     from golf.session import open_finished_run, open_run
+    from golf.workbench import Workbench, artifact_weights, checkpoint_weights
 
     opened = (open_finished_run if artifact else open_run)(run, root=root, data=data)
     with open_world() as world, Log(rank=world.rank) as log:
-        bench = Bench.build(opened.recipe, opened.dataset, world, looping=opened.checkpoint.manifest.looping)
+        bench = Workbench.build(opened.recipe, opened.dataset, world, looping=opened.checkpoint.manifest.looping)
         like = bench.model.state_dict()
         stored, file = opened.checkpoint, opened.folder.artifact
         bench.load(artifact_weights(file, like) if artifact else checkpoint_weights(stored, like))

@@ -1,11 +1,14 @@
 """The size limit of the challenge: model file plus code, in decimal bytes."""
 
 import base64
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import golf
 from golf.artifact.codecs import compress
 from golf.errors import BadFileError, UsageError
 
@@ -41,6 +44,21 @@ class ByteLedger:
         """Whether the total is within LIMIT, which itself is allowed."""
         return self.headroom >= 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures under the names that tables use."""
+        return {
+            "model_bytes": self.model_bytes,
+            "code_bytes": self.code_bytes,
+            "total_bytes": self.total_bytes,
+            "headroom_bytes": self.headroom,
+            "fits": self.fits,
+        }
+
+
+def byte_ledger(artifact: bytes) -> ByteLedger:
+    """Account for an artifact and for the code that runs it."""
+    return ByteLedger(model_bytes=len(artifact), code_bytes=_own_code_bytes())
+
 
 def code_bytes(files: Sequence[Path]) -> int:
     """Return the size of the self-extracting script that holds `files`."""
@@ -70,3 +88,9 @@ def _source(path: Path) -> str:
     if "\0" in text:
         raise BadFileError(path, "holds a NUL byte, so it is no source code", "correct the list of code files")
     return text
+
+
+@functools.cache
+def _own_code_bytes() -> int:
+    """Pack golf's own modules, once a process: a submission today would ship all of them."""
+    return code_bytes(sorted(Path(golf.__file__).parent.rglob("*.py")))

@@ -19,9 +19,10 @@ import numpy as np
 
 from golf.artifact.codecs import CAP, compress, decompress
 from golf.artifact.header import Header, StreamLine, TensorLine, decode_header, encode_header
-from golf.artifact.streams import Stored, StreamReader, join_tensor, split_tensor, stream_bytes
+from golf.artifact.streams import StreamReader, join_tensor, split_tensor, stream_bytes
 from golf.errors import BadFileError, NumericalFaultError, UsageError
 from golf.files import sha256_bytes, write_bytes
+from golf.quant.scheme import Stored
 
 FORMAT_VERSION = 1
 HEADER_CAP = 8 * 2**20  # plain bytes; the table of a 36M-parameter model takes 6 kB

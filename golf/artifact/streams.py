@@ -16,9 +16,7 @@ from golf.artifact import packing
 from golf.artifact.codecs import byte_shuffle, byte_unshuffle
 from golf.artifact.header import TensorLine
 from golf.quant.primitives import require_finite
-from golf.quant.scheme import QuantizedTensor, rows_and_cols
-
-Stored = QuantizedTensor | Tensor
+from golf.quant.scheme import QuantizedTensor, Stored, rows_and_cols
 
 _MAX_DIMS = 8
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_./-]*")

@@ -90,7 +90,9 @@ class Dataset:
                     largest = int(read_shard(path)[:_SCAN_TOKENS].max(initial=0))
                 if largest >= vocab_size:
                     reason = f"it holds token id {largest}, but the vocabulary has {vocab_size} ids"
-                    raise BadFileError(path, reason, "use the recipe and the data of one tokenizer")
+                    size = max(self.vocab_size or 0, largest + 1)
+                    remedy = f"use the recipe and the data of one tokenizer, or --set model.vocab_size={size}"
+                    raise BadFileError(path, reason, remedy)
 
 
 def shard_header(count: int) -> bytes:

@@ -1,42 +1,22 @@
-"""Weights -> codes -> artifact bytes -> weights -> score: what every quantized number goes through."""
+"""A state dict quantized by the roles of its tensors, and back."""
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from golf.artifact.container import pack_bytes, unpack_bytes
-from golf.artifact.streams import Stored
 from golf.config import QuantConfig
-from golf.distributed import World
 from golf.errors import NumericalFaultError
-from golf.evaluate import Score, ValidationStream, evaluate
-from golf.model.gpt import GPT
 from golf.model.hooks import tap_of
-from golf.model.plan import LayerPlan
 from golf.quant.gptq import damped_diagonal, gptq
 from golf.quant.primitives import absmax_scale, quantize
-from golf.quant.scheme import QuantizedTensor, TensorScheme
+from golf.quant.scheme import QuantizedTensor, Stored, TensorScheme
 from golf.quant.sdclip import choose_scale
 from golf.roles import Role, role_of
 
 _TABLE_BITS = _GATE_BITS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One quantization: the artifact's bytes and the score of the weights read back from them."""
-
-    artifact: bytes
-    score: Score
-    quantize_seconds: float
-    pack_seconds: float
-    evaluate_seconds: float
 
 
 def scheme_of(name: str, tensor: Tensor, config: QuantConfig) -> TensorScheme:
@@ -100,37 +80,6 @@ def dequantize_weights(stored: Mapping[str, Stored], template: Mapping[str, Tens
             raise ValueError(f"{name}: stored as {tuple(value.shape)}, the model wants {tuple(like.shape)}")
         weights[name] = value.to(like.device, like.dtype)
     return weights
-
-
-def quantize_and_score(
-    model: GPT,
-    weights: Mapping[str, Tensor],
-    hessians: Mapping[str, Tensor],
-    stream: ValidationStream,
-    *,
-    config: QuantConfig,
-    header: dict[str, Any],
-    plan: LayerPlan,
-    world: World,
-    limit_batches: int | None = None,
-) -> Outcome:
-    """Quantize `weights`, pack them, load what the bytes say into `model`, and score it.
-
-    Rank 0 quantizes and packs; every rank decodes the same bytes, so all score the artifact itself. `model` keeps the
-    dequantized weights.
-    """
-    started = time.perf_counter()
-    data, packed_at = b"", started
-    if world.is_main:
-        stored = quantize_weights(weights, hessians, config)
-        packed_at = time.perf_counter()
-        data = pack_bytes(stored, config=header, codec=config.codec)
-    data = world.share_bytes(data)
-    decoded = unpack_bytes(data)
-    model.load_state_dict(dequantize_weights(decoded.tensors, model.state_dict()))
-    scored_at = time.perf_counter()
-    score = evaluate(model, stream, plan=plan, world=world, limit_batches=limit_batches)
-    return Outcome(data, score, packed_at - started, scored_at - packed_at, time.perf_counter() - scored_at)
 
 
 def _quantize_together(weights: Mapping[str, Tensor], hessian: Tensor, config: QuantConfig) -> dict[str, Stored]:

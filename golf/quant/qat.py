@@ -19,7 +19,7 @@ from golf.roles import role_of
 
 
 def fake_quantize(weight: Tensor, name: str, config: QuantConfig) -> Tensor:
-    """Return w + stopgrad(Q(w) - w), Q rounding to nearest at the scale that the artifact will use."""
+    """Return w + stopgrad(Q(w) - w), Q rounding to nearest at the plain SDClip scale: there is no Hessian yet."""
     scheme = scheme_of(name, weight, config)
     with torch.no_grad():
         scale = choose_scale(weight, clip_sigmas=scheme.clip_sigmas, levels=scheme.levels)

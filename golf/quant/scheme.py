@@ -62,6 +62,9 @@ class QuantizedTensor:
         return dequantize(self.codes, self.scale).reshape(self.shape)
 
 
+Stored = QuantizedTensor | Tensor  # a tensor as an artifact holds it
+
+
 def rows_and_cols(shape: tuple[int, ...]) -> tuple[int, int]:
     """Split `shape` into rows and columns of codes; raises ValueError when it holds no element."""
     if not shape or math.prod(shape) < 1 or min(shape) < 1:

@@ -7,15 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from golf.artifact.budget import ByteLedger
+from golf.artifact.budget import ByteLedger, byte_ledger
 from golf.config import QuantConfig, Recipe
 from golf.distributed import World
 from golf.errors import UsageError
 from golf.log import Log
-from golf.posttrain import Bench, byte_ledger, checkpoint_weights, ledger_row
 from golf.recipe import override_recipe
 from golf.session import OpenedRun
 from golf.sweep.table import make_table
+from golf.workbench import Workbench, checkpoint_weights
 
 CONTROL = "control"
 _CALIBRATION = ("calibration_batches", "calibration_windows")  # a change of these needs other Hessians
@@ -60,7 +60,7 @@ def requant(run: OpenedRun, settings: Sequence[Setting], world: World, log: Log)
     The model is built and the unquantized score taken once; Hessians are collected once for each calibration.
     """
     manifest = run.checkpoint.manifest
-    bench = Bench.build(run.recipe, run.dataset, world, looping=manifest.looping)
+    bench = Workbench.build(run.recipe, run.dataset, world, looping=manifest.looping)
     original = checkpoint_weights(run.checkpoint, bench.model.state_dict())
     weights = bench.load(original)
     unquantized = bench.score(log, "evaluate unquantized")
@@ -87,6 +87,6 @@ def _row(
         "name": setting.name,
         "val_bpb": val_bpb,
         "gap_bpb": val_bpb - unquantized_bpb,
-        **ledger_row(ledger),
+        **ledger.to_dict(),
         "seconds": round(seconds, 3),
     }

@@ -24,10 +24,9 @@ from golf.artifact.container import (
     save_artifact,
     unpack_bytes,
 )
-from golf.artifact.streams import Stored
 from golf.errors import BadFileError, NumericalFaultError, UsageError
 from golf.quant.primitives import absmax_scale, levels_of, quantize
-from golf.quant.scheme import QuantizedTensor
+from golf.quant.scheme import QuantizedTensor, Stored
 
 CONFIG = {"name": "demo", "model": {"num_layers": 2, "model_dim": 8}, "lr": 0.02, "tags": ["a", None, True]}
 

@@ -1,27 +1,19 @@
 """From weights to an artifact and back: who is stored how, and that what is scored is what the bytes say."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from golf.artifact.container import unpack_bytes
 from golf.config import QuantConfig
-from golf.data.bytes import SidecarByteCounter
-from golf.data.shards import Dataset, read_shard
 from golf.distributed import World
 from golf.errors import NumericalFaultError
-from golf.evaluate import ValidationStream, evaluate
 from golf.model.hooks import tap_of
 from golf.model.plan import plan_layers
-from golf.quant.calibration import CalibrationSet, collect_hessians
 from golf.quant.gptq import damped_diagonal, gptq
 from golf.quant.pipeline import (
-    Outcome,
     dequantize_weights,
-    quantize_and_score,
     quantize_weights,
     scheme_of,
 )
@@ -29,8 +21,8 @@ from golf.quant.primitives import absmax_scale, dequantize, quantize
 from golf.quant.scheme import QuantizedTensor, TensorScheme
 from golf.quant.sdclip import choose_scale
 from golf.roles import Role, role_of
-from tests.pico import BOS, pico_dataset, pico_model, pico_recipe
-from tests.ranks import CPU, run_ranks
+from tests.pico import pico_model, pico_recipe
+from tests.ranks import CPU
 
 ALONE = World(0, 1, 0, CPU)
 RECIPE = pico_recipe(
@@ -184,42 +176,3 @@ def test_weights_of_other_shapes_are_refused() -> None:
     weights["skips.gates"] = torch.zeros(4, 32)
     with pytest.raises(ValueError, match=r"skips\.gates: stored as \(3, 32\), the model wants \(4, 32\)"):
         dequantize_weights(stored, weights)
-
-
-def outcome_of(world: World, folder: Path) -> tuple[Outcome, dict[str, Tensor]]:
-    """Calibrate, quantize and score the pico model; return the weights that the model was left with."""
-    dataset, model = Dataset.open(folder), pico_model(RECIPE)
-    counts = dataset.val_bytes()
-    assert counts is not None
-    stream = ValidationStream(dataset.val_tokens(), SidecarByteCounter(counts), RECIPE.eval, BOS)
-    sizes = [len(read_shard(path)) for path in dataset.train]
-    calibration = CalibrationSet.draw(dataset.train, sizes, RECIPE.quant, RECIPE.data.seq_len)
-    found = collect_hessians(model, calibration, plan=PLAN, world=world)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    header = {"model": RECIPE.to_dict()["model"]}
-    outcome = quantize_and_score(
-        model, weights, found, stream, config=RECIPE.quant, header=header, plan=PLAN, world=world
-    )
-    assert outcome.score == evaluate(model, stream, plan=PLAN, world=world)
-    return outcome, dict(model.state_dict())
-
-
-def test_what_is_scored_is_what_the_artifact_says(tmp_path: Path) -> None:
-    pico_dataset(tmp_path / "data")
-    outcome, scored = outcome_of(ALONE, tmp_path / "data")
-    artifact = unpack_bytes(outcome.artifact)
-    assert artifact.config == {"model": RECIPE.to_dict()["model"]}
-    read_back = dequantize_weights(artifact.tensors, scored)
-    assert all(torch.equal(tensor, scored[name]) for name, tensor in read_back.items())
-    assert outcome.score.tokens == 300
-
-
-def artifact_of(world: World, folder: Path) -> tuple[bytes, float]:
-    outcome, _ = outcome_of(world, folder)
-    return outcome.artifact, outcome.score.loss_sum
-
-
-def test_two_ranks_make_and_score_the_artifact_of_one(tmp_path: Path) -> None:
-    pico_dataset(tmp_path / "data")
-    (alone,) = run_ranks(1, tmp_path, artifact_of, tmp_path / "data")
-    assert run_ranks(2, tmp_path, artifact_of, tmp_path / "data") == [alone, alone]

@@ -184,6 +184,14 @@ def test_a_token_beyond_the_vocabulary_exits_3_and_names_shard_and_remedy(
     assert not place.run("new").exists()
 
 
+def test_another_document_start_than_the_recipes_exits_3_and_names_the_remedy(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = train(capsys, place, "--set", "model.bos_id=2")
+    assert said.code == 3
+    assert "its documents start with id 1, the recipe's with 2; add --set model.bos_id=1" in said.err
+
+
 @pytest.mark.parametrize(
     ("dataset", "remedy"), [("demo", "golf data demo --out "), ("mine", "golf data prepare --out ")]
 )

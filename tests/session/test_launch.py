@@ -23,10 +23,18 @@ ENDLESS = ("--set", "schedule.iterations=1000000", "--set", "run.log_every=1", "
 
 
 def start(place: Place, *words: str) -> "subprocess.Popen[str]":
-    """Start `golf train` on two processes, in a session of its own so that its descendants can be found."""
+    """Start `golf train` on two processes, with a folder for temporary files of its own."""
     command = [sys.executable, "-m", "golf", "train", "pico.toml", "--name", "two", "--gpus", "2", *words]
+    scratch = place.folder / "scratch"
+    scratch.mkdir()
     return subprocess.Popen(
-        command, cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=place.folder,
+        env=os.environ | {"TMPDIR": str(scratch)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -79,6 +87,7 @@ def test_one_command_trains_on_two_processes_and_prints_one_document(place: Plac
     assert "Warning" not in err
     assert {manifest.world_size for manifest in boundaries(place.run("two"))} == {2}
     assert err.count("2 x cpu") == 1  # rank 0 alone speaks
+    assert list((place.folder / "scratch").iterdir()) == []
 
 
 def test_a_rank_that_is_killed_ends_the_command_with_7_and_its_number(
@@ -92,6 +101,7 @@ def test_a_rank_that_is_killed_ends_the_command_with_7_and_its_number(
     assert endless.returncode == 7
     assert time.monotonic() - started < 60
     assert "Error: rank 1 died (signal 9); resume the run from its last boundary" in err
+    assert list((place.folder / "scratch").iterdir()) == []
     assert not any(lives(pid) for pid in ranks.values())
     for manifest in boundaries(place.run("two")):
         load_checkpoint(place.run("two") / f"{manifest.boundary}.json")

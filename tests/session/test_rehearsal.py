@@ -54,13 +54,13 @@ def raising(error: Exception) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     "target",
     [
-        "golf.quant.pipeline.pack_bytes",  # the codec is missing
-        "golf.quant.pipeline.unpack_bytes",
+        "golf.workbench.pack_bytes",  # the codec is missing
+        "golf.workbench.unpack_bytes",
         "golf.quant.pipeline.gptq",
-        "golf.quant.pipeline.evaluate",
-        "golf.posttrain.collect_hessians",
-        "golf.posttrain._own_code_bytes",
-        "golf.posttrain.byte_counter",
+        "golf.workbench.evaluate",
+        "golf.workbench.collect_hessians",
+        "golf.artifact.budget._own_code_bytes",
+        "golf.workbench.byte_counter",
     ],
 )
 def test_what_cannot_work_after_training_fails_before_it(
@@ -73,7 +73,7 @@ def test_what_cannot_work_after_training_fails_before_it(
 
 
 def test_a_codec_that_cannot_be_read_back_fails_before_training(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("golf.quant.pipeline.pack_bytes", lambda *args, **values: b"no artifact")
+    monkeypatch.setattr("golf.workbench.pack_bytes", lambda *args, **values: b"no artifact")
     with pytest.raises(GolfError, match="not a golf artifact"):
         place.start("new")
     assert manifest_paths(place.run("new")) == []

@@ -8,7 +8,7 @@ import pytest
 from golf.data.shards import Dataset
 from golf.evaluate import Score
 from golf.files import read_json
-from golf.posttrain import Bench
+from golf.workbench import Workbench
 from tests.pico import pico_dataset
 from tests.session_tools import Place, golf
 
@@ -48,13 +48,13 @@ def test_weights_are_scored_in_the_graph_they_were_trained_in(
     looping: bool,
 ) -> None:
     plans: list[list[int]] = []
-    score = Bench.score
+    score = Workbench.score
 
-    def watched(bench: Bench, *rest: Any) -> Score:
+    def watched(bench: Workbench, *rest: Any) -> Score:
         plans.append(bench.plan.encoder)
         return score(bench, *rest)
 
-    monkeypatch.setattr(Bench, "score", watched)
+    monkeypatch.setattr(Workbench, "score", watched)
     assert golf(capsys, "evaluate", *words, "--root", finished.root).code == 0
     assert plans == [[0, 1, 2] if looping else [0, 1]]
 

@@ -11,11 +11,11 @@ import pytest
 from golf.artifact.container import unpack_bytes
 from golf.config import QuantConfig
 from golf.files import read_json
-from golf.posttrain import Bench
 from golf.quant.scheme import QuantizedTensor
 from golf.recipe import load_recipe
 from golf.sweep.run import default_tries, parse_settings
 from golf.sweep.table import COLUMNS
+from golf.workbench import Workbench
 from tests.session_tools import Place, golf
 
 Run = Callable[..., list[dict[str, Any]]]
@@ -61,13 +61,13 @@ def test_fewer_bits_cost_bytes_less_and_score_worse(rows: Run) -> None:
 
 def test_hessians_are_collected_once_for_equal_calibrations(rows: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrated: list[tuple[int, int]] = []
-    collect = Bench.hessians
+    collect = Workbench.hessians
 
-    def counted(bench: Bench, log: Any, config: QuantConfig) -> Any:
+    def counted(bench: Workbench, log: Any, config: QuantConfig) -> Any:
         calibrated.append((config.calibration_batches, config.calibration_windows))
         return collect(bench, log, config)
 
-    monkeypatch.setattr(Bench, "hessians", counted)
+    monkeypatch.setattr(Workbench, "hessians", counted)
     fewer = ("calibration_batches=2", "calibration_batches=2,matrix_bits=4")
     assert len(rows("done", "matrix_bits=5", *fewer, "embed_bits=7")) == 5
     assert calibrated == [(3, 4), (2, 4)]
@@ -113,7 +113,7 @@ def test_tries_that_make_no_sense_exit_2_before_anything_is_computed(
     tries: list[str],
     sentence: str,
 ) -> None:
-    monkeypatch.delattr("golf.sweep.run.Bench")
+    monkeypatch.delattr("golf.sweep.run.Workbench")
     said = golf(capsys, "requant", "done", "--root", finished.root, *(f"--try={text}" for text in tries))
     assert said.code == 2
     assert sentence in said.err
@@ -181,7 +181,7 @@ def test_the_terminal_gets_the_table_and_stderr_the_rest(finished: Place, capsys
 def test_a_table_of_no_known_kind_is_refused_with_the_known_ones(
     finished: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delattr("golf.sweep.run.Bench")  # before hours are spent
+    monkeypatch.delattr("golf.sweep.run.Workbench")  # before hours are spent
     said = golf(capsys, "requant", "done", "--root", finished.root, "--out", tmp_path / "table.xlsx")
     assert said.code == 2
     assert "use .csv, .json or .md" in said.err
@@ -189,14 +189,14 @@ def test_a_table_of_no_known_kind_is_refused_with_the_known_ones(
 
 def test_the_settings_reach_the_artifact(monkeypatch: pytest.MonkeyPatch, rows: Run) -> None:
     artifacts: list[bytes] = []
-    quantize = Bench.quantize
+    quantize = Workbench.quantize
 
-    def kept(bench: Bench, *args: Any, **values: Any) -> Any:
+    def kept(bench: Workbench, *args: Any, **values: Any) -> Any:
         outcome = quantize(bench, *args, **values)
         artifacts.append(outcome.artifact)
         return outcome
 
-    monkeypatch.setattr(Bench, "quantize", kept)
+    monkeypatch.setattr(Workbench, "quantize", kept)
     rows("done", "matrix_bits=4,embed_bits=3")
     tensors = unpack_bytes(artifacts[1]).tensors
     bits = {name: tensor.bits for name, tensor in tensors.items() if isinstance(tensor, QuantizedTensor)}
