@@ -13,7 +13,7 @@ from torch import Tensor
 from golf.errors import UsageError
 
 VIRTUAL_RANKS = 8  # data is laid out for this many ranks, whatever the number of processes
-_TIMEOUT = datetime.timedelta(seconds=120)
+_TIMEOUT = datetime.timedelta(minutes=10)  # rank 0 alone packs the artifact; of a dead rank the launcher knows at once
 
 _RENAMED = hasattr(dist, "all_gather_single")  # in PyTorch 2.13, which warns of the old names
 _all_gather = dist.all_gather_single if _RENAMED else dist.all_gather_into_tensor

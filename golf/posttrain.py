@@ -21,6 +21,7 @@ from golf.distributed import World
 from golf.files import sha256_bytes, write_bytes, write_json
 from golf.log import Log
 from golf.model.plan import plan_layers
+from golf.quant.qat import fake_quantized_forward
 from golf.run_folder import RunFolder, versions
 from golf.train_state import open_loader
 from golf.workbench import Workbench, checkpoint_weights
@@ -94,6 +95,8 @@ def _rehearse_backward(bench: Workbench) -> None:
     loader.close()
     for looping in (False, True):
         bench.model(batch, plan=plan_layers(bench.recipe.model, looping=looping)).mean().backward()
+    if bench.recipe.schedule.late_qat_below > 0:
+        fake_quantized_forward(bench.model, batch, plan=bench.plan, config=bench.recipe.quant).mean().backward()
     silent = [name for name, parameter in bench.model.named_parameters() if parameter.grad is None]
     bench.model.zero_grad()
     if silent:

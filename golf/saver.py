@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import Tensor
 
-from golf.checkpoint import CheckpointWriter, Manifest
+from golf.checkpoint import CheckpointWriter, Manifest, load_checkpoint
 from golf.distributed import World
 from golf.errors import NumericalFaultError
 from golf.log import Log
@@ -42,8 +42,12 @@ class Clock:
 class Saver:
     """Gathers checkpoints off the clock and hands them to the writers."""
 
-    def __init__(self, state: TrainState, world: World, folder: RunFolder, clock: Clock, log: Log) -> None:
+    def __init__(
+        self, state: TrainState, world: World, folder: RunFolder, clock: Clock, log: Log, parents: list[str]
+    ) -> None:
+        """Save into `folder`; `parents` are the digests of the checkpoints that the run continues."""
         self.state, self.world, self.folder, self.clock, self.log = state, world, folder, clock, log
+        self.parents = parents
         self.writer, self.shadow_writer = CheckpointWriter(folder.path), CheckpointWriter(folder.shadows)
 
     def at_boundaries(self, before: Moment | None, now: Moment, loss: Tensor) -> None:
@@ -75,6 +79,8 @@ class Saver:
         use = self.state.recipe.average.use
         boundary = f"final_{use}"
         if use != "raw" and self.world.is_main:
+            self.writer.settle()
+            self.parents = [load_checkpoint(self.folder.path / "final_raw.json").manifest.data_sha256]
             weights = {f"model/{name}": tensor.cpu() for name, tensor in self.state.averages.final().items()}
             self._submit([boundary], self._manifest(boundary, before, now, {}), weights)
         self.close()
@@ -121,6 +127,6 @@ class Saver:
             averages=self.state.averages.describe(now.step),
             optimizer={"momentum": now.momentum, "late_qat": now.late_qat},
             metrics=metrics,
-            parents=[],
+            parents=self.parents,
             versions=versions(),
         )

@@ -60,7 +60,7 @@ def train(
     _announce(state, dataset, world, log, step)
     clock = Clock(elapsed)
     with (
-        Saver(state, world, folder, clock, log) as saver,
+        Saver(state, world, folder, clock, log, [resume.manifest.data_sha256] if resume else []) as saver,
         _interruption() as interrupted,
         log.progress(recipe.schedule.iterations, f"train {recipe.name}") as bar,
     ):

@@ -96,6 +96,14 @@ def test_the_finished_weights_are_the_average_of_the_last_state(finished: Place)
     assert all(torch.equal(final[name], ema[name].to(final[name].dtype)) for name in final)
 
 
+def test_a_checkpoint_names_those_it_was_made_from(place: Place) -> None:
+    made = manifests(place)
+    assert made["final_ema"].parents == [made["final_raw"].data_sha256]
+    assert made["final_raw"].parents == []
+    place.resume("done@pre_qat")
+    assert manifests(place)["final_raw"].parents == [made["pre_qat"].data_sha256]
+
+
 def test_the_average_follows_its_recursion_from_one_boundary_to_the_next(finished: Place) -> None:
     before, after = (load_checkpoint(finished.run("done") / f"{name}.json") for name in ("momentum_full", "step_4"))
     ema, weights = before.tensors("ema/"), after.tensors("model/")
@@ -175,8 +183,8 @@ def test_the_loop_runs_from_its_boundary_on(place: Place, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(GPT, "forward", watched)
     place.start("watched")
-    rehearsed, trained = visits[:2], visits[2:]
-    assert rehearsed == [4, 6]
+    rehearsed, trained = visits[:3], visits[3:]
+    assert rehearsed == [4, 6, 6]  # the last with fake-quantized weights
     assert trained == 7 * [4] + 13 * [6]
 
 
@@ -191,7 +199,9 @@ def test_late_quantization_runs_from_its_boundary_on(place: Place, monkeypatch: 
 
     monkeypatch.setattr(GPT, "forward", watched)
     place.start("watched")
-    assert rounded[2:] == 16 * [False] + 4 * [True]
+    rehearsed, trained = rounded[:3], rounded[3:]
+    assert rehearsed == [False, False, True]
+    assert trained == 16 * [False] + 4 * [True]
 
 
 def test_a_step_in_several_micro_batches_is_the_step_in_one(place: Place) -> None:
