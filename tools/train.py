@@ -9,7 +9,7 @@ import click
 from golf.cli import echo_json, force_option, json_option, set_option
 
 
-@click.command(epilog="Examples: golf train demo · golf train demo --gpus 2 --name two · golf train --resume demo-1@pre_loop")
+@click.command(epilog="Examples: golf train demo · golf train demo --gpus 2 · golf train --resume demo-1@pre_loop")
 @click.argument("recipe", required=False)
 @click.option("--resume", metavar="RUN[@BOUNDARY]", help="Continue a run from its latest or the named boundary.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: data/<recipe's dataset>]")
