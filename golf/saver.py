@@ -3,8 +3,6 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 from torch import Tensor
 
@@ -92,14 +90,6 @@ class Saver:
         self.state.loader.close()
         self.writer.close()
         self.shadow_writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _submit(self, names: list[str], manifest: Manifest, tensors: dict[str, Tensor]) -> None:
         broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]

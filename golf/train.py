@@ -59,8 +59,9 @@ def train(
         loss.fill_(resume.manifest.metrics.get("train_loss", 0.0))
     _announce(state, dataset, world, log, step)
     clock = Clock(elapsed)
+    parents = [resume.manifest.data_sha256] if resume else []
     with (
-        Saver(state, world, folder, clock, log, [resume.manifest.data_sha256] if resume else []) as saver,
+        contextlib.closing(Saver(state, world, folder, clock, log, parents)) as saver,
         _interruption() as interrupted,
         log.progress(recipe.schedule.iterations, f"train {recipe.name}") as bar,
     ):

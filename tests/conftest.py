@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.session_tools import Place, copy_place, finished_place
+
 _RECORDED = pytest.StashKey[Path]()
 
 
@@ -40,3 +42,15 @@ def kills(request: pytest.FixtureRequest) -> int:
     """How often a kill test kills its writer."""
     count: int = request.config.getoption("--kills")
     return count
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A place with the finished run "done", shared by all tests of a session and its tools; read only."""
+    return finished_place(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def place(finished: Place, tmp_path: Path) -> Place:
+    """A copy of it that a test may change."""
+    return copy_place(finished, tmp_path / "place")
