@@ -47,6 +47,38 @@ class SkipConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """Sparse gate on each head's attention output."""
+
+    window: int = 12  # leading channels of the normalized input that the gate reads
+    scale: float = 1.0  # inside the sigmoid
+
+    def __post_init__(self) -> None:
+        _require(self.window > 0, "model.attention_gate.window must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LanesConfig:
+    """Two parallel streams from layer `start` on: attention reads the first, the MLP the second."""
+
+    start: int
+    final: Literal["mean", "attn", "mlp"] = "mean"  # which stream the head reads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CarryConfig:
+    """Frozen recurrent carry: what a looped layer's later passes keep of the first passes' outputs."""
+
+    beta: tuple[float, ...]  # one a looped layer
+    alpha: tuple[tuple[float, ...], ...]  # row: the layer that runs, column: the layer remembered
+    round_to_bfloat16: bool = False  # the values that the record's buffers really held
+
+    def __post_init__(self) -> None:
+        square = all(len(row) == len(self.beta) for row in self.alpha) and len(self.alpha) == len(self.beta)
+        _require(square, "model.carry.alpha must be a square of the length of model.carry.beta")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BigramConfig:
     """Hashed bigram embedding added to the token embedding."""
 
@@ -93,6 +125,9 @@ class ModelConfig:
     bos_id: int = 1  # token that starts every document
     skips: SkipConfig | None = None
     loop: LoopConfig | None = None
+    carry: CarryConfig | None = None
+    lanes: LanesConfig | None = None
+    attention_gate: GateConfig | None = None
     bigram: BigramConfig | None = None
     smear: SmearConfig | None = None
     value_embedding: ValueEmbeddingConfig | None = None
@@ -120,6 +155,18 @@ class ModelConfig:
         _require(self.vocab_size <= 65_536, "model.vocab_size must fit 16 bits (65,536)")
         if self.loop:
             _require(self.loop.end < self.num_layers, "model.loop.end must be below model.num_layers")
+        if self.carry:
+            looped = self.loop.end - self.loop.start + 1 if self.loop else 0
+            _require(
+                len(self.carry.beta) == looped, f"model.carry needs one beta for each of the {looped} looped layers"
+            )
+        if self.lanes:
+            first = self.loop.end + 1 if self.loop else 0
+            inside = first <= self.lanes.start < self.num_layers
+            _require(inside, f"model.lanes.start must be from {first}, behind the loop, to below model.num_layers")
+        if self.attention_gate:
+            fits = self.attention_gate.window <= self.model_dim
+            _require(fits, "model.attention_gate.window must be at most model.model_dim")
         if self.smear:
             _require(0 < self.smear.window <= self.model_dim, "model.smear.window must be 1 to model.model_dim")
         if self.value_embedding:

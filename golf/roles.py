@@ -25,7 +25,14 @@ class Role(StrEnum):
         return self in (Role.EMBED, Role.TABLE)
 
 
-_CONTROL = ("resid_mix", "skips.weights", "skips.gates")  # more than one dimension, yet no matrix product
+_CONTROL = (
+    "resid_mix",
+    "skips.weights",
+    "skips.gates",
+    "lanes.post",
+    "lanes.resid",
+    "carry.recur_alpha",
+)  # more than one dimension, yet no matrix product
 
 
 def role_of(name: str, ndim: int) -> Role:

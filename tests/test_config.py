@@ -105,7 +105,7 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any, str]]:
         item = getattr(value, field.name)
         if dataclasses.is_dataclass(item):
             yield from leaves(item, f"{where}{field.name}.")
-        else:
+        elif item is not None:  # a part that is off
             yield f"{where}{field.name}", value, field.name
 
 

@@ -12,6 +12,7 @@ from golf.kernels.norm import rms_norm
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.layers import Linear
+from golf.model.parts.gate import AttentionGate
 from golf.model.parts.value_embedding import AddValueEmbedding
 from golf.model.parts.xsa import ExclusiveSelfAttention
 from golf.model.rotary import rotate
@@ -36,6 +37,8 @@ class Attention(nn.Module):
         self.output_parts = nn.ModuleDict()
         if layer >= config.num_layers - config.xsa_last_n:
             self.output_parts["xsa"] = ExclusiveSelfAttention()
+        if config.attention_gate:
+            self.output_parts["gate"] = AttentionGate(config, config.attention_gate)
 
     def forward(self, n: Tensor, context: Context, hooks: Hooks, slot: int) -> Tensor:
         """Map the normalized input n (B, T, C) to the branch's output (B, T, C)."""

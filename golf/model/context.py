@@ -13,4 +13,5 @@ class Context(NamedTuple):
     max_seqlen: int
     cos: Tensor  # (T, 1, dims/2)
     sin: Tensor
-    value_embedding: Tensor | None  # (B, T, K*D) shared by the layers that add it
+    value_embedding: Tensor | None = None  # (B, T, K*D) shared by the layers that add it
+    lanes: tuple[Tensor, Tensor] | None = None  # (L, 2, 2) and (L, 2) of parts/lanes.py

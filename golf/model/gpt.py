@@ -10,10 +10,12 @@ from golf.config import ModelConfig
 from golf.data.documents import Batch
 from golf.kernels.norm import rms_norm
 from golf.kernels.softcapped_ce import softcap, softcapped_cross_entropy
-from golf.model.blocks import Block
+from golf.model.blocks import Block, Streams
 from golf.model.context import Context
 from golf.model.hooks import Adapter, Hooks, Observer
 from golf.model.parts.bigram import BigramHash
+from golf.model.parts.carry import Carry
+from golf.model.parts.lanes import LaneBlock, LaneWeights, join_lanes
 from golf.model.parts.skips import Skips
 from golf.model.parts.smear import Smear
 from golf.model.parts.value_embedding import ValueEmbedding
@@ -37,7 +39,11 @@ class GPT(nn.Module):
         self.value_embedding = ValueEmbedding(config, part) if part else None
         rows = count_skip_rows(config)
         self.skips = Skips(rows, config.model_dim, gated=config.skips.gated) if config.skips else None
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.carry = Carry(config.loop, config.carry) if config.loop and config.carry else None
+        self.lanes = LaneWeights(config) if config.lanes else None
+        first_lanes = config.lanes.start if config.lanes else config.num_layers
+        kinds = [LaneBlock if layer >= first_lanes else Block for layer in range(config.num_layers)]
+        self.blocks = nn.ModuleList(kind(config, layer) for layer, kind in enumerate(kinds))
 
     def forward(
         self, batch: Batch, *, plan: LayerPlan, adapters: Adapter | None = None, observer: Observer | None = None
@@ -59,15 +65,20 @@ class GPT(nn.Module):
         """Return the logits (B, T, V) before the soft cap, in the activations' dtype."""
         hooks = Hooks(adapters, observer)
         context = self._context(batch, hooks)
-        x = context.x0
+        streams: Streams = (context.x0,)
         waiting: list[Tensor] = []
+        remembered: dict[int, Tensor] = {}
         for visit in plan.visits:
+            if visit.splits:
+                streams = streams * 2
             if self.skips is not None and visit.skip_row is not None:
-                x = self.skips(x, waiting.pop(), visit.skip_row)
-            x = self.blocks[visit.layer](x, context, hooks, visit.slot)
+                streams = (self.skips(streams[0], waiting.pop(), visit.skip_row), *streams[1:])
+            streams = self.blocks[visit.layer](streams, context, hooks, visit.slot)
+            if self.carry is not None:
+                streams = (self.carry(streams[0], visit, remembered), *streams[1:])
             if visit.pushes:
-                waiting.append(x)
-        x = rms_norm(x)
+                waiting.append(streams[0])
+        x = rms_norm(join_lanes(streams, self.config.lanes.final) if self.config.lanes else streams[0])
         hooks.show("head", x)
         return hooks.adapt(len(plan.visits), "head", F.linear(x, self.tok_emb.weight), x)
 
@@ -78,5 +89,7 @@ class GPT(nn.Module):
         for part in self.stem.values():
             e = part(e, batch.tokens, follows, hooks)
         values = None if self.value_embedding is None else self.value_embedding(batch.tokens, hooks)
-        cos, sin = rotary_table(self.config.rope, batch.tokens.shape[1], e.device)
-        return Context(rms_norm(e), batch.cu_seqlens, batch.max_seqlen, cos.to(e.dtype), sin.to(e.dtype), values)
+        lanes = None if self.lanes is None else (self.lanes.post, self.lanes.resid)
+        table = rotary_table(self.config.rope, batch.tokens.shape[1], e.device)
+        cos, sin = (part.to(e.dtype) for part in table)
+        return Context(rms_norm(e), batch.cu_seqlens, batch.max_seqlen, cos, sin, values, lanes)

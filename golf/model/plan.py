@@ -13,6 +13,7 @@ class Visit(NamedTuple):
     pass_index: int  # how often this layer was visited before
     pushes: bool  # its output waits for a decoder visit
     skip_row: int | None  # row of the skip weights with which the newest waiting output is merged before the block
+    splits: bool = False  # the stream becomes two lanes before anything else
 
 
 class LayerPlan(NamedTuple):
@@ -40,7 +41,8 @@ def plan_layers(config: ModelConfig, *, looping: bool) -> LayerPlan:
     visits = []
     for slot, layer in enumerate(order):
         pushes = config.skips is not None and slot < num_encoder
-        visits.append(Visit(slot, layer, order[:slot].count(layer), pushes, rows.get(slot)))
+        splits = config.lanes is not None and layer == config.lanes.start
+        visits.append(Visit(slot, layer, order[:slot].count(layer), pushes, rows.get(slot), splits))
     return LayerPlan(tuple(visits), num_encoder)
 
 

@@ -130,7 +130,7 @@ def test_attention_sites_branch_off_its_input_the_mlp_site_off_its_own_and_the_h
 def test_a_delta_acts_on_its_own_slot_and_site(slot: int, site: Site) -> None:
     model, batch = pico_model(RECIPE), pico_batch(2, 23)
     outputs: list[Tensor] = []
-    handles = [block.register_forward_hook(lambda _, __, out: outputs.append(out)) for block in model.blocks]
+    handles = [block.register_forward_hook(lambda _, __, out: outputs.append(*out)) for block in model.blocks]
     plain = model(batch, plan=PLAN)
     adapted = model(batch, plan=PLAN, adapters=Deltas(0.7, at=(slot, site)))
     for handle in handles:

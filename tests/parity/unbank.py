@@ -16,18 +16,25 @@ def read_fixture(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def unbanked_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of `model_1787` under their per-layer names.
+    """Return the weights of `model_1787` under their per-layer names."""
+    _, tensors = read_fixture(folder, "model_1787")
+    return unbank({key.removeprefix("w::"): tensor for key, tensor in tensors.items() if key.startswith("w::")})
+
+
+def unbank(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` with the banks among them taken apart into per-layer names.
 
     Row i of qo_bank is c_q of layer i and row n + i its attention proj; kv_bank holds c_k and c_v alike.
     """
-    _, tensors = read_fixture(folder, "model_1787")
-    weights = {key.removeprefix("w::"): tensor for key, tensor in tensors.items() if key.startswith("w::")}
+    weights = dict(tensors)
     for bank, parts in {
         "qo_bank": ("attn.c_q", "attn.proj"),
         "kv_bank": ("attn.c_k", "attn.c_v"),
         "mlp_up_bank": ("mlp.fc",),
         "mlp_down_bank": ("mlp.proj",),
     }.items():
+        if bank not in weights:
+            continue
         for part, matrices in zip(parts, weights.pop(bank).chunk(len(parts)), strict=True):
             for layer, matrix in enumerate(matrices):
                 weights[f"blocks.{layer}.{part}.weight"] = matrix.clone()

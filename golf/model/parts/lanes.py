@@ -1,0 +1,45 @@
+"""Two residual streams in the last layers (parallel residuals: parameter-golf PRs #1204 and #1529)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from golf.config import ModelConfig
+from golf.model.blocks import Block, Streams
+from golf.model.context import Context
+from golf.model.hooks import Hooks
+
+_RESIDUAL = 1.1  # initial weight of a lane in its own next value
+
+
+class LaneWeights(nn.Module):
+    """How branches and lanes mix, a row a layer. Rows of layers without lanes are the reference's and stay unused."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.post = nn.Parameter(torch.ones(config.num_layers, 2, 2))  # (layer, attention or MLP, lane)
+        self.resid = nn.Parameter(torch.full((config.num_layers, 2), _RESIDUAL))  # (layer, lane)
+
+
+class LaneBlock(Block):
+    """A = a Attn(s rms(r0 p + r1 x0));  M = m MLP(s rms(q));  lane_i <- resid_i lane_i + post_0i A + post_1i M."""
+
+    def forward(self, streams: Streams, context: Context, hooks: Hooks, slot: int) -> Streams:
+        """Map the lanes (p, q), each (B, T, C), to the next."""
+        assert context.lanes is not None
+        p, q = streams
+        post, resid = (weight[self.layer].to(p.dtype) for weight in context.lanes)
+        a = self.attention_branch(self.mixed(p, context), context, hooks, slot)
+        m = self.mlp_branch(q, hooks, slot)
+        return (
+            resid[0] * p + post[0, 0] * a + post[1, 0] * m,
+            resid[1] * q + post[0, 1] * a + post[1, 1] * m,
+        )
+
+
+def join_lanes(streams: Streams, final: Literal["mean", "attn", "mlp"]) -> Tensor:
+    """Return the stream (B, T, C) that the head reads."""
+    if final == "mean":
+        return 0.5 * (streams[0] + streams[1])
+    return streams[0] if final == "attn" else streams[1]
