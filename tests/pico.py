@@ -20,6 +20,13 @@ from golf.model.init import build_model
 from golf.recipe import override_recipe, recipe_from_dict
 
 BOS = 1
+RECORD_PARTS = (  # overrides that switch on the parts of the record stacks, which the pico recipe lacks
+    "model.carry.beta=[1.25,0.75]",
+    "model.carry.alpha=[[0.5,-0.25],[0.125,0.375]]",
+    "model.lanes.start=3",
+    "model.attention_gate.window=5",
+    "model.attention_gate.scale=0.75",
+)
 _VALUES: dict[str, Any] = {
     "name": "pico",
     "description": "Every part, four layers of 32.",

@@ -10,7 +10,7 @@ import pytest
 from golf.config import Recipe
 from golf.errors import UsageError
 from golf.recipe import load_recipe, recipe_from_dict
-from tests.pico import pico_recipe, pico_values
+from tests.pico import RECORD_PARTS, pico_recipe, pico_values
 
 CONTRADICTIONS: list[tuple[str, list[Any]]] = [
     ("model.rope.dims", [0, -2, 3]),
@@ -92,6 +92,12 @@ def test_a_value_that_cannot_work_is_refused_by_name(key: str, value: Any) -> No
         (["schedule.max_seconds=10", "schedule.reserve_seconds=10"], "reserve_seconds"),
         (["average.use=raw", "average.ema_decay=0"], "swa_of"),
         (["average.use=swa", "average.swa_every=0"], "swa_every"),
+        (["model.carry.beta=[1.0]", "model.carry.alpha=[[0.5]]"], "one beta for each of the 2 looped layers"),
+        (["model.carry.beta=[1.0,1.0]", "model.carry.alpha=[[0.5,0.5]]"], "a square"),
+        (["model.lanes.start=2"], r"from 3, behind the loop"),
+        (["model.lanes.start=4"], "below model.num_layers"),
+        (["model.attention_gate.window=33"], "at most model.model_dim"),
+        (["model.attention_gate.window=0"], "must be positive"),
     ],
 )
 def test_two_values_that_contradict_each_other_are_refused(overrides: list[str], named: str) -> None:
@@ -132,9 +138,9 @@ def test_the_digest_covers_every_value_but_the_two_texts() -> None:
     assert len(names) > 60
 
 
-@pytest.mark.parametrize("part", ["skips", "bigram", "smear", "value_embedding"])
+@pytest.mark.parametrize("part", ["skips", "bigram", "smear", "value_embedding", "carry", "lanes", "attention_gate"])
 def test_the_digest_covers_which_parts_are_on(part: str) -> None:
-    assert pico_recipe(f"model.{part}=false").digest != pico_recipe().digest
+    assert pico_recipe(*RECORD_PARTS, f"model.{part}=false").digest != pico_recipe(*RECORD_PARTS).digest
 
 
 def test_a_recipe_survives_the_way_through_plain_values() -> None:

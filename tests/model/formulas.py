@@ -32,15 +32,23 @@ class Formulas:
     ) -> Tensor:
         """Loss of each target (T,) for the layers in `order`; `segments` are what attention may not look out of."""
         x0 = rms(self.embedding(tokens))
-        x = x0
+        x = q = x0
         outputs: list[Tensor] = []
+        first: dict[int, Tensor] = {}
         for slot, layer in enumerate(order):
+            if self.config.lanes and layer == self.config.lanes.start:
+                q = x
             if slot in skips:
                 source, row = skips[slot]
                 s = self.w["skips.weights"][row] * outputs[source]
                 x = s + torch.sigmoid(self.w["skips.gates"][row]) * (x - s)
-            x = self.block(x, x0, layer, tokens, segments)
+            if self.config.lanes and layer >= self.config.lanes.start:
+                x, q = self.lanes(x, q, x0, layer, tokens, segments)
+            else:
+                x = self.carried(self.block(x, x0, layer, tokens, segments), layer, first)
             outputs.append(x)
+        if self.config.lanes:
+            x = (x + q) / 2
         cap = self.config.logit_softcap
         z = cap * torch.tanh(rms(x) @ self.w["tok_emb.weight"].T / cap)
         return torch.stack([z[t].logsumexp(0) - z[t, target] for t, target in enumerate(targets)])
@@ -61,14 +69,41 @@ class Formulas:
             smeared.append(rows[t] + w["stem.smear.strength"] * gate * before)
         return torch.stack(smeared)
 
+    def carried(self, y: Tensor, layer: int, first: dict[int, Tensor]) -> Tensor:
+        """Remember a looped layer's first output; mix all of them into its later ones."""
+        loop, carry = self.config.loop, self.config.carry
+        if not (loop and carry and loop.start <= layer <= loop.end):
+            return y
+        if layer not in first:
+            first[layer] = y
+            return y
+        row = carry.alpha[layer - loop.start]
+        return carry.beta[layer - loop.start] * y + sum(
+            (alpha * first[loop.start + j] for j, alpha in enumerate(row)), torch.zeros_like(y)
+        )
+
+    def lanes(
+        self, p: Tensor, q: Tensor, x0: Tensor, layer: int, tokens: list[int], segments: Sequence[range]
+    ) -> tuple[Tensor, Tensor]:
+        own = {name.removeprefix(f"blocks.{layer}."): tensor for name, tensor in self.w.items()}
+        scale = (layer + 1) ** -0.5
+        mixed = own["resid_mix"][0] * p + own["resid_mix"][1] * x0
+        a = own["attn_scale"] * self.attention(scale * rms(mixed), own, layer, tokens, segments)
+        m = own["mlp_scale"] * self.mlp(scale * rms(q), own)
+        post, resid = self.w["lanes.post"][layer], self.w["lanes.resid"][layer]
+        new_p = resid[0] * p + post[0, 0] * a + post[1, 0] * m
+        return new_p, resid[1] * q + post[0, 1] * a + post[1, 1] * m
+
+    def mlp(self, n: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        z = n @ own["mlp.fc.weight"].T
+        return torch.where(z > 0, z, self.config.negative_slope * z) ** 2 @ own["mlp.proj.weight"].T
+
     def block(self, x: Tensor, x0: Tensor, layer: int, tokens: list[int], segments: Sequence[range]) -> Tensor:
         own = {name.removeprefix(f"blocks.{layer}."): tensor for name, tensor in self.w.items()}
         scale = (layer + 1) ** -0.5
         u = own["resid_mix"][0] * x + own["resid_mix"][1] * x0
         u = u + own["attn_scale"] * self.attention(scale * rms(u), own, layer, tokens, segments)
-        z = scale * rms(u) @ own["mlp.fc.weight"].T
-        hidden = torch.where(z > 0, z, self.config.negative_slope * z) ** 2
-        return u + own["mlp_scale"] * (hidden @ own["mlp.proj.weight"].T)
+        return u + own["mlp_scale"] * self.mlp(scale * rms(u), own)
 
     def attention(
         self, n: Tensor, own: Mapping[str, Tensor], layer: int, tokens: list[int], segments: Sequence[range]
@@ -92,6 +127,10 @@ class Formulas:
                     out = share @ v[seen]
                     if layer >= config.num_layers - config.xsa_last_n:
                         out = out - (out @ v[t]) / (v[t] @ v[t]) * v[t]
+                    if config.attention_gate:
+                        weight = own["attn.output_parts.gate.weight"][head]
+                        dot = weight @ n[t][: config.attention_gate.window]
+                        out = torch.sigmoid(config.attention_gate.scale * dot) * out
                     y[t, mine] = out
         return y @ own["attn.proj.weight"].T
 

@@ -23,6 +23,7 @@ RECORD = (
     "model.attention_gate.window=12",
     "model.bigram=false",
     "model.value_embedding=false",
+    "model.carry=false",
 )
 
 

@@ -6,20 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from golf.config import Recipe
 from golf.data.documents import Batch
 from golf.model.init import build_model
 from golf.model.plan import plan_layers
 from tests.model.formulas import Formulas
-from tests.pico import BOS, batch_of, pico_batch, pico_model, pico_recipe
+from tests.pico import BOS, RECORD_PARTS, batch_of, pico_batch, pico_model, pico_recipe
 
 # Layer order and merges (decoder slot -> encoder slot, row) of four layers, 1 and 2 looped once.
 ORDERS = {False: ([0, 1, 2, 3], {2: (1, 1), 3: (0, 2)}), True: ([0, 1, 2, 1, 2, 3], {3: (2, 0), 4: (1, 1), 5: (0, 2)})}
 FIRST, SECOND = range(5, 14), range(14, 31)  # two documents of the row below
 
 
+def everything() -> Recipe:
+    return pico_recipe(*RECORD_PARTS)
+
+
 @torch.no_grad()
 def losses(batch: Batch, *, looping: bool = True) -> Tensor:
-    recipe = pico_recipe()
+    recipe = everything()
     found: Tensor = pico_model(recipe)(batch, plan=plan_layers(recipe.model, looping=looping))
     return found
 
@@ -40,7 +45,7 @@ def segments_of(batch: Batch, row: int) -> list[range]:
 
 @pytest.mark.parametrize("looping", [False, True])
 def test_the_forward_is_the_formulas(looping: bool) -> None:
-    recipe, batch = pico_recipe(), pico_batch(2, 23)
+    recipe, batch = everything(), pico_batch(2, 23)
     formulas = Formulas(recipe.model, pico_model(recipe).state_dict())
     order, skips = ORDERS[looping]
     expected = [
@@ -92,7 +97,7 @@ def test_a_row_never_changes_another() -> None:
 
 
 def test_logits_are_what_the_losses_score() -> None:
-    recipe, batch = pico_recipe(), pico_batch(2, 23)
+    recipe, batch = everything(), pico_batch(2, 23)
     plan = plan_layers(recipe.model, looping=True)
     with torch.no_grad():
         log_probabilities = pico_model(recipe).logits(batch, plan=plan).double().log_softmax(-1)
@@ -101,7 +106,7 @@ def test_logits_are_what_the_losses_score() -> None:
 
 
 def test_every_parameter_gets_a_gradient_with_the_loop_on() -> None:
-    recipe = pico_recipe()
+    recipe = everything()
     model = pico_model(recipe)
     model(pico_batch(2, 23), plan=plan_layers(recipe.model, looping=True)).mean().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -109,7 +114,7 @@ def test_every_parameter_gets_a_gradient_with_the_loop_on() -> None:
 
 
 def test_skip_rows_of_the_loop_alone_are_dormant_without_it() -> None:
-    recipe = pico_recipe()
+    recipe = everything()
     model = pico_model(recipe)
     model(pico_batch(2, 23), plan=plan_layers(recipe.model, looping=False)).mean().backward()
     assert model.skips is not None
@@ -126,7 +131,7 @@ def test_a_part_that_is_off_leaves_no_parameter(part: str) -> None:
 
 
 def test_activations_have_the_dtype_of_the_embedding() -> None:
-    recipe, batch = pico_recipe(), pico_batch(2, 23)
+    recipe, batch = everything(), pico_batch(2, 23)
     model = build_model(recipe.model, seed=1, dtype=torch.bfloat16, device=torch.device("cpu"))
     plan = plan_layers(recipe.model, looping=True)
     assert model.raw_logits(batch, plan=plan).dtype == torch.bfloat16
@@ -134,7 +139,7 @@ def test_activations_have_the_dtype_of_the_embedding() -> None:
 
 
 def test_bfloat16_activations_stay_near_float32() -> None:
-    recipe, batch = pico_recipe(), pico_batch(2, 23)
+    recipe, batch = everything(), pico_batch(2, 23)
     model = pico_model(recipe, stir=0.1)
     plan = plan_layers(recipe.model, looping=True)
     exact = model(batch, plan=plan)

@@ -35,7 +35,7 @@ def reference_name(name: str) -> str:
 def config_of(values: dict[str, Any], tensors: dict[str, Tensor]) -> ModelConfig:
     """Translate the recorded hyperparameters."""
     recipe: Recipe = override_recipe(
-        pico_recipe("model.bigram=false", "model.value_embedding=false", "model.smear=false"),
+        pico_recipe("model.bigram=false", "model.value_embedding=false", "model.smear=false", "model.carry=false"),
         [
             *[f"model.{key}={values[key]}" for key in ("vocab_size", "num_layers", "model_dim", "num_heads")],
             *[f"model.{key}={values[key]}" for key in ("num_kv_heads", "mlp_mult", "logit_softcap", "xsa_last_n")],

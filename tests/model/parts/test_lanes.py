@@ -46,7 +46,7 @@ def test_the_head_reads_their_mean_or_one_of_them() -> None:
 
 def test_the_stream_splits_once_before_the_first_lane_layer() -> None:
     assert [visit.layer for visit in PLAN.visits if visit.splits] == [3]
-    assert not any(visit.splits for visit in plan_layers(pico_recipe().model, looping=True).visits)
+    assert not any(visit.splits for visit in plan_layers(pico_recipe("model.lanes=false").model, looping=True).visits)
 
 
 def test_every_weight_of_the_used_rows_gets_a_gradient() -> None:
