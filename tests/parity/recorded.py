@@ -1,0 +1,83 @@
+"""The recorded models: golf's model with the reference's weights, and the recorded inputs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golf.config import ModelConfig, Recipe
+from golf.data.documents import Batch
+from golf.model.gpt import GPT
+from golf.model.plan import LayerPlan, plan_layers
+from golf.recipe import override_recipe
+from tests.parity.unbank import read_fixture, unbank
+from tests.pico import pico_recipe
+
+SAME = {  # our name: the reference's
+    "lanes.post": "parallel_post_lambdas",
+    "lanes.resid": "parallel_resid_lambdas",
+    "skips.weights": "skip_weights",
+    "skips.gates": "skip_gates",
+    "carry.recur_alpha": "recur_alpha",
+    "carry.recur_beta": "recur_beta",
+    "stem.smear.weight": "smear_gate.weight",
+    "stem.smear.strength": "smear_lambda",
+}
+
+
+def reference_name(name: str) -> str:
+    return SAME.get(name, name.replace("output_parts.gate.weight", "attn_gate_w"))
+
+
+def config_of(values: dict[str, Any], tensors: dict[str, Tensor]) -> ModelConfig:
+    """Translate the recorded hyperparameters."""
+    recipe: Recipe = override_recipe(
+        pico_recipe("model.bigram=false", "model.value_embedding=false", "model.smear=false", "model.carry=false"),
+        [
+            *[f"model.{key}={values[key]}" for key in ("vocab_size", "num_layers", "model_dim", "num_heads")],
+            *[f"model.{key}={values[key]}" for key in ("num_kv_heads", "mlp_mult", "logit_softcap", "xsa_last_n")],
+            f"model.ln_scale={str(values['ln_scale']).lower()}",
+            f"model.rope.dims={values['rope_dims']}",
+            f"model.rope.base={values['rope_base']}",
+            "model.skips.index=position",
+            f"model.skips.gated={str(values['skip_gates_enabled']).lower()}",
+            f"model.loop.start={values['loop_start']}",
+            f"model.loop.end={values['loop_end']}",
+            f"model.loop.extra_passes={values['num_loops']}",
+            f"model.lanes.start={values['parallel_start_layer']}",
+            f"model.lanes.final={values['parallel_final_lane']}",
+            f"model.attention_gate.window={values['gate_window']}",
+            f"model.attention_gate.scale={values['sparse_attn_gate_scale']}",
+            *([f"model.smear.window={values['gate_window']}"] if values["smear_gate_enabled"] else []),
+            *([f"model.carry.beta={tensors['w::recur_beta'].tolist()}"] if "w::recur_beta" in tensors else []),
+            *([f"model.carry.alpha={tensors['w::recur_alpha'].tolist()}"] if "w::recur_alpha" in tensors else []),
+        ],
+    )
+    return recipe.model
+
+
+class Recorded:
+    """One recorded model: golf's with the reference's weights, its inputs and its tolerances."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.description, own = read_fixture(folder, name)
+        inputs, base = read_fixture(folder, "model_1787")
+        self.out = own
+        self.tokens = base
+        self.max_seqlen = int(inputs["scalars"]["max_seqlen"])
+        self.model = GPT(config_of(self.description["hyperparameters"], own))
+        weights = unbank({key[3:]: tensor for key, tensor in (base | own).items() if key.startswith("w::")})
+        state = {name: weights.pop(reference_name(name)) for name in self.model.state_dict()}
+        assert not weights, f"recorded weights that no part of the model took: {sorted(weights)}"
+        self.model.load_state_dict(state)
+
+    def batch(self, packing: str) -> Batch:
+        tokens, targets = (self.tokens[f"in::{packing}_{kind}"] for kind in ("ids", "targets"))
+        if packing == "packed":
+            return Batch(tokens[None], targets[None], self.tokens["in::cu_seqlens"], self.max_seqlen)
+        rows, length = tokens.shape
+        return Batch(tokens, targets, torch.arange(0, rows * length + 1, length, dtype=torch.int32), length)
+
+    def plan(self, loop: str) -> LayerPlan:
+        return plan_layers(self.model.config, looping=loop == "on")
