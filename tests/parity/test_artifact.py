@@ -9,13 +9,15 @@ from torch import Tensor
 
 from golf.artifact.codecs import byte_shuffle, byte_unshuffle
 from golf.artifact.container import pack_bytes, unpack_bytes
+from golf.config import QuantConfig
+from golf.model.hooks import tap_of
 from golf.quant.gptq import gptq
+from golf.quant.pipeline import quantize_weights
 from golf.quant.primitives import absmax_scale, levels_of, quantize
-from golf.quant.scheme import QuantizedTensor
+from golf.quant.scheme import QuantizedTensor, Stored
 from golf.quant.sdclip import choose_scale
+from tests.parity.recorded import Recorded, reference_name
 from tests.parity.unbank import hessian_of, read_fixture, unbanked_weights
-
-Stored = QuantizedTensor | Tensor
 
 
 @pytest.fixture
@@ -61,6 +63,26 @@ def test_every_tensor_is_quantized_as_recorded(fixtures: Path, recorded: dict[st
         assert torch.equal(scale, expected.scale), name
         mismatch = float((codes != expected.codes).float().mean())
         assert mismatch <= (0 if tag == "gate_int8_row" else tolerances["codes_mismatch_fraction"]), name
+
+
+def test_the_pipeline_treats_every_tensor_as_recorded(fixtures: Path, recorded: dict[str, Stored]) -> None:
+    description, _ = read_fixture(fixtures, "artifact")
+    settings, tolerances = description["hyperparameters"], description["tolerances"]
+    weights = Recorded(fixtures, "model_1787").model.state_dict()
+    matrices = [name for name in weights if name == "tok_emb.weight" or re.search(r"\.(c_.|proj|fc)\.weight", name)]
+    clips = {f"{group}_clip_sigmas": settings[f"{group}_clip_sigmas"] for group in ("attn", "mlp", "embed", "matrix")}
+    config = QuantConfig(matrix_bits=settings["matrix_bits"], embed_bits=settings["embed_bits"], **clips)
+    stored = quantize_weights(weights, {tap_of(name): hessian_of(fixtures, name) for name in matrices}, config)
+    for name, found in stored.items():
+        expected = recorded[reference_name(name)]
+        if isinstance(found, QuantizedTensor) and isinstance(expected, QuantizedTensor):
+            assert torch.equal(found.scale, expected.scale), name
+            mismatch = float((found.codes != expected.codes).float().mean())
+            assert mismatch <= tolerances["codes_mismatch_fraction"], name
+        else:
+            assert isinstance(found, Tensor)
+            assert isinstance(expected, Tensor)
+            assert torch.equal(found, expected), name
 
 
 def test_dequantized_values_are_exact(fixtures: Path, recorded: dict[str, Stored]) -> None:
