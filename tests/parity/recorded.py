@@ -1,5 +1,6 @@
 """The recorded models: golf's model with the reference's weights, and the recorded inputs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from golf.config import ModelConfig, Recipe
 from golf.data.documents import Batch
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan, plan_layers
+from golf.quant.scheme import QuantizedTensor, Stored
 from golf.recipe import override_recipe
-from tests.parity.unbank import read_fixture, unbank
+from tests.parity.unbank import read_fixture, unbank, unbanked_weights
 from tests.pico import pico_recipe
 
 SAME = {  # our name: the reference's
@@ -81,3 +83,32 @@ class Recorded:
 
     def plan(self, loop: str) -> LayerPlan:
         return plan_layers(self.model.config, looping=loop == "on")
+
+
+def recorded_artifact(folder: Path) -> dict[str, Stored]:
+    """The recorded mixed quantization of `model_1787` as golf's stored tensors, under the reference's names."""
+    description, tensors = read_fixture(folder, "artifact")
+    weights = unbanked_weights(folder)
+    stored: dict[str, Stored] = {}
+    for name, tag in description["meta"].items():
+        if tag.startswith("passthrough"):
+            stored[name] = tensors[f"result::{name}"]
+            continue
+        codes, scale = (".gq", ".gs") if tag == "gate_int8_row" else (".q", ".scale")
+        stored[name] = QuantizedTensor(
+            codes=tensors[f"result::{name}{codes}"],
+            scale=tensors[f"result::{name}{scale}"],
+            bits=_bits(tag),
+            shape=tuple(weights[name].shape),
+        )
+    return stored
+
+
+def plain(tensor: Stored) -> Tensor:
+    return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.float()
+
+
+def _bits(tag: str) -> int:
+    found = re.search(r"int(\d)", tag)
+    assert found
+    return int(found[1])

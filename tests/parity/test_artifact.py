@@ -16,28 +16,14 @@ from golf.quant.pipeline import quantize_weights
 from golf.quant.primitives import absmax_scale, levels_of, quantize
 from golf.quant.scheme import QuantizedTensor, Stored
 from golf.quant.sdclip import choose_scale
-from tests.parity.recorded import Recorded, reference_name
+from tests.parity.recorded import Recorded, plain, recorded_artifact, reference_name
 from tests.parity.unbank import hessian_of, read_fixture, unbanked_weights
 
 
 @pytest.fixture
 def recorded(fixtures: Path) -> dict[str, Stored]:
     """The recorded result as golf's stored tensors."""
-    description, tensors = read_fixture(fixtures, "artifact")
-    weights = unbanked_weights(fixtures)
-    stored: dict[str, Stored] = {}
-    for name, tag in description["meta"].items():
-        if tag.startswith("passthrough"):
-            stored[name] = tensors[f"result::{name}"]
-            continue
-        codes, scale = (".gq", ".gs") if tag == "gate_int8_row" else (".q", ".scale")
-        stored[name] = QuantizedTensor(
-            codes=tensors[f"result::{name}{codes}"],
-            scale=tensors[f"result::{name}{scale}"],
-            bits=_bits(tag),
-            shape=tuple(weights[name].shape),
-        )
-    return stored
+    return recorded_artifact(fixtures)
 
 
 def test_the_record_covers_exactly_the_unbanked_names(fixtures: Path, recorded: dict[str, Stored]) -> None:
@@ -90,13 +76,13 @@ def test_dequantized_values_are_exact(fixtures: Path, recorded: dict[str, Stored
     expected = {key.removeprefix("deq::"): tensor for key, tensor in tensors.items() if key.startswith("deq::")}
     assert expected
     for name, tensor in expected.items():
-        assert torch.equal(_plain(recorded[name]), tensor), name
+        assert torch.equal(plain(recorded[name]), tensor), name
 
 
 def test_dequantized_checksums_of_all_tensors_are_exact(fixtures: Path, recorded: dict[str, Stored]) -> None:
     description, _ = read_fixture(fixtures, "artifact")
     for name, checksum in description["dequantised_checksums"].items():
-        values = _plain(recorded[name]).double()
+        values = plain(recorded[name]).double()
         assert {"sum": values.sum().item(), "abs_sum": values.abs().sum().item()} == checksum, name
 
 
@@ -105,7 +91,7 @@ def test_the_whole_record_survives_the_artifact_file(recorded: dict[str, Stored]
     read = unpack_bytes(pack_bytes(recorded, config={}, codec=codec)).tensors
     assert read.keys() == recorded.keys()
     for name, tensor in recorded.items():
-        assert torch.equal(_plain(read[name]), _plain(tensor)), name
+        assert torch.equal(plain(read[name]), plain(tensor)), name
 
 
 def test_the_file_is_smaller_than_the_reference_container(fixtures: Path, recorded: dict[str, Stored]) -> None:
@@ -121,13 +107,3 @@ def test_byte_shuffle_is_the_recorded_one(fixtures: Path, stride: int) -> None:
     shuffled = tensors[f"bytes::shuffled_stride{stride}"].numpy().tobytes()
     assert b"BSHF" + bytes([stride]) + byte_shuffle(plain, stride) == shuffled
     assert byte_unshuffle(shuffled[5:], stride) == plain
-
-
-def _bits(tag: str) -> int:
-    found = re.search(r"int(\d)", tag)
-    assert found
-    return int(found[1])
-
-
-def _plain(tensor: Stored) -> Tensor:
-    return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.float()

@@ -1,0 +1,65 @@
+"""Plain evaluation of the dequantized record against the recorded losses and scores, rank by rank."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from golf.config import EvalConfig
+from golf.data.bytes import ByteCounter, SidecarByteCounter, TableByteCounter
+from golf.distributed import single_world
+from golf.evaluate import ValidationStream, evaluate
+from tests.parity.recorded import Recorded, plain, recorded_artifact, reference_name
+from tests.parity.unbank import read_fixture
+
+BOS = 1
+
+
+def dequantized_model(folder: Path) -> Recorded:
+    recorded, stored = Recorded(folder, "model_1787"), recorded_artifact(folder)
+    names = recorded.model.state_dict()
+    recorded.model.load_state_dict({name: plain(stored[reference_name(name)]) for name in names})
+    return recorded
+
+
+def stream_of(values: dict[str, Any], tensors: dict[str, Tensor], row: dict[str, Any]) -> ValidationStream:
+    """The part of the stream that one recorded rank scored, in its batches."""
+    first, stop = row["target_positions"]
+    part = slice(first - 1, stop)
+    tokens = tensors["in::val_tokens"].numpy().astype(np.uint16)[part]
+    base, lead, bound = (
+        tensors[f"in::lut.{key}"].numpy() for key in ("base_bytes", "has_leading_space", "is_boundary_token")
+    )
+    counter: ByteCounter = TableByteCounter(base, lead.astype(bool), bound.astype(bool))
+    if row["bytes_from"] == "sidecar":
+        counter = SidecarByteCounter(tensors["in::val_bytes"].numpy().astype(np.uint16)[part])
+    seq_len = values["hyperparameters"]["eval_seq_len"]
+    return ValidationStream(
+        tokens, counter, EvalConfig(seq_len=seq_len, batch_tokens=row["sequences_per_batch"] * seq_len), BOS
+    )
+
+
+def test_every_recorded_rank_is_scored_as_recorded(fixtures: Path) -> None:
+    values, tensors = read_fixture(fixtures, "eval")
+    recorded, world = dequantized_model(fixtures), single_world(torch.device("cpu"))
+    tolerances = values["tolerances"]
+    for row in values["results"]:
+        score = evaluate(recorded.model, stream_of(values, tensors, row), plan=recorded.plan("on"), world=world)
+        assert score.tokens == row["tokens"], row
+        assert row["bytes"] in (None, score.bytes), row
+        assert score.val_loss == pytest.approx(row["loss"], rel=tolerances["loss"]["rtol"]), row
+        assert score.val_bpb == pytest.approx(row["bpb"], rel=tolerances["bpb"]["rtol"]), row
+
+
+@torch.no_grad()
+def test_the_loss_of_every_token_is_the_recorded_one(fixtures: Path) -> None:
+    values, tensors = read_fixture(fixtures, "eval")
+    recorded, stream = dequantized_model(fixtures), stream_of(values, tensors, values["results"][0])
+    batches = [stream.batch(index) for index in range(len(stream))]
+    found = torch.cat([recorded.model(batch, plan=recorded.plan("on"))[mask] for batch, mask, _ in batches])
+    torch.testing.assert_close(
+        found, tensors["out::token_losses"], rtol=0, atol=values["tolerances"]["token_losses"]["atol"]
+    )
