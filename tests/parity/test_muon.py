@@ -1,7 +1,6 @@
 """Newton-Schulz and Muon steps of the reference.
 
-Not covered: `muon_no_nesterov::` (golf has Nesterov momentum only) and `train::` (whole steps of the #1787 model, whose
-gates and lanes golf does not have yet).
+Not covered: `muon_no_nesterov::` (golf has Nesterov momentum only). `train::` is in test_train_steps.
 """
 
 from pathlib import Path

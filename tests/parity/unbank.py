@@ -8,6 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+BANKS = {
+    "qo_bank": ("attn.c_q", "attn.proj"),
+    "kv_bank": ("attn.c_k", "attn.c_v"),
+    "mlp_up_bank": ("mlp.fc",),
+    "mlp_down_bank": ("mlp.proj",),
+}
+
 
 def read_fixture(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the JSON and the tensors of one fixture."""
@@ -27,15 +34,9 @@ def unbank(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     Row i of qo_bank is c_q of layer i and row n + i its attention proj; kv_bank holds c_k and c_v alike.
     """
     weights = dict(tensors)
-    for bank, parts in {
-        "qo_bank": ("attn.c_q", "attn.proj"),
-        "kv_bank": ("attn.c_k", "attn.c_v"),
-        "mlp_up_bank": ("mlp.fc",),
-        "mlp_down_bank": ("mlp.proj",),
-    }.items():
-        if bank not in weights:
-            continue
-        for part, matrices in zip(parts, weights.pop(bank).chunk(len(parts)), strict=True):
+    for name in BANKS.keys() & weights.keys():
+        parts = BANKS[name]
+        for part, matrices in zip(parts, weights.pop(name).chunk(len(parts)), strict=True):
             for layer, matrix in enumerate(matrices):
                 weights[f"blocks.{layer}.{part}.weight"] = matrix.clone()
     return weights
@@ -55,3 +56,14 @@ def from_upper_triangle(packed: Tensor) -> Tensor:
     full[rows, cols] = packed
     full[cols, rows] = packed
     return full
+
+
+def bank(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `weights` with the per-layer matrices stacked into the reference's banks: the inverse of `unbank`."""
+    matrices = tuple(f"{part}.weight" for parts in BANKS.values() for part in parts)
+    banked = {name: tensor for name, tensor in weights.items() if not name.endswith(matrices)}
+    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    for name, parts in BANKS.items():
+        rows = [weights[f"blocks.{layer}.{part}.weight"] for part in parts for layer in range(layers)]
+        banked[name] = torch.stack(rows)
+    return banked
