@@ -4,7 +4,6 @@ Weights -> codes -> artifact bytes -> weights -> score: what every quantized num
 once; weights are swapped in place.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,6 @@ class Outcome:
 
     artifact: bytes
     score: Score
-    quantize_seconds: float
-    pack_seconds: float
-    evaluate_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +98,16 @@ class Workbench:
         Rank 0 quantizes and packs; every rank decodes the same bytes, so all score the artifact itself. The model keeps
         the dequantized weights.
         """
-        started = time.perf_counter()
-        data, packed_at = b"", started
+        data = b""
         if self.world.is_main:
             stored = quantize_weights(weights, hessians, config)
-            packed_at = time.perf_counter()
             header = {"model": self.recipe.to_dict()["model"], "run": {"dtype": self.recipe.run.dtype}}
             data = pack_bytes(stored, config=header, codec=config.codec)
         data = self.world.share_bytes(data)
         self.model.load_state_dict(dequantize_weights(unpack_bytes(data).tensors, self.model.state_dict()))
-        scored_at = time.perf_counter()
-        score = evaluate(self.model, self.stream, plan=self.plan, world=self.world, limit_batches=limit_batches)
-        return Outcome(data, score, packed_at - started, scored_at - packed_at, time.perf_counter() - scored_at)
+        return Outcome(
+            data, evaluate(self.model, self.stream, plan=self.plan, world=self.world, limit_batches=limit_batches)
+        )
 
 
 def validation_stream(recipe: Recipe, dataset: Dataset) -> ValidationStream:
