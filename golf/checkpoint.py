@@ -180,18 +180,20 @@ class CheckpointWriter:
         self.seconds_writing = 0.0
         self.bytes_written = 0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: Future[Manifest] | None = None
 
     def submit(self, manifest: Manifest, *, tensors: Mapping[str, Tensor], also: Sequence[str] = ()) -> None:
         """Write as `save_checkpoint` does, later. `tensors` are on the CPU and nobody changes them any more."""
         self.settle()
         self._pending = self._pool.submit(self._write, manifest, tensors, also)
 
-    def settle(self) -> None:
-        """Wait for what was submitted; it is on disk when this returns. Raises what its writing raised."""
+    def settle(self) -> Manifest | None:
+        """Wait for what was submitted; return its completed manifest once it is on disk, None if nothing was waiting.
+
+        Raises what its writing raised.
+        """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        return None if pending is None else pending.result()
 
     def close(self) -> None:
         """Settle and end the thread."""
@@ -208,10 +210,12 @@ class CheckpointWriter:
     ) -> None:
         self.close()
 
-    def _write(self, manifest: Manifest, tensors: Mapping[str, Tensor], also: Sequence[str]) -> None:
+    def _write(self, manifest: Manifest, tensors: Mapping[str, Tensor], also: Sequence[str]) -> Manifest:
         start = time.perf_counter()
-        self.bytes_written += save_checkpoint(self.folder, manifest, tensors=tensors, also=also).data_bytes
+        written = save_checkpoint(self.folder, manifest, tensors=tensors, also=also)
+        self.bytes_written += written.data_bytes
         self.seconds_writing += time.perf_counter() - start
+        return written
 
 
 def _check_names(names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:

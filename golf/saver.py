@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from golf.checkpoint import CheckpointWriter, Manifest, load_checkpoint
+from golf.checkpoint import CheckpointWriter, Manifest
 from golf.distributed import World
 from golf.errors import NumericalFaultError
 from golf.log import Log
@@ -77,8 +77,9 @@ class Saver:
         use = self.state.recipe.average.use
         boundary = f"final_{use}"
         if use != "raw" and self.world.is_main:
-            self.writer.settle()
-            self.parents = [load_checkpoint(self.folder.path / "final_raw.json").manifest.data_sha256]
+            raw = self.writer.settle()
+            assert raw is not None
+            self.parents = [raw.data_sha256]
             weights = {f"model/{name}": tensor.cpu() for name, tensor in self.state.averages.final().items()}
             self._submit([boundary], self._manifest(boundary, before, now, {}), weights)
         self.close()
