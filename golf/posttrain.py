@@ -34,7 +34,6 @@ def rehearse(recipe: Recipe, dataset: Dataset, world: World, log: Log) -> None:
     themselves would have raised after training.
     """
     started = time.perf_counter()
-    dataset.check_vocab(recipe.model.vocab_size)
     bench = Workbench.build(recipe, dataset, world, looping=recipe.model.loop is not None)
     _rehearse_backward(bench)
     short = _sliver(recipe.quant)

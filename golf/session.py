@@ -57,7 +57,6 @@ def start_run(
 ) -> dict[str, Any]:
     """Train `recipe` in a new folder of `root`; return what final.json says."""
     dataset = open_dataset(recipe, data)
-    dataset.check_vocab(recipe.model.vocab_size)
     folder = RunFolder(root / _plain(world.agree_text(name or free_name(root, recipe.name))))
     if not world.is_main:
         return _train_and_finish(recipe, dataset, world, folder, None)
@@ -82,7 +81,8 @@ def resume_run(spec: str, world: World, *, root: Path, data: Path | None = None)
 def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
     """Open the shards in `data`, by default data/<the recipe's dataset>.
 
-    Raises UsageError with the remedy if there is no such folder, BadFileError if its documents start otherwise.
+    Raises UsageError with the remedy if there is no such folder, BadFileError if its documents start otherwise or its
+    tokens are beyond the recipe's vocabulary.
     """
     folder = data or Path("data") / recipe.data.dataset
     if not folder.is_dir():
@@ -92,6 +92,7 @@ def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
     if dataset.bos_id != recipe.model.bos_id:  # the model would take no token for a document's start
         reason = f"its documents start with id {dataset.bos_id}, the recipe's with {recipe.model.bos_id}"
         raise BadFileError(folder, reason, f"add --set model.bos_id={dataset.bos_id}")
+    dataset.check_vocab(recipe.model.vocab_size)
     return dataset
 
 
