@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from golf.config import EvalConfig
-from golf.data.bytes import SidecarByteCounter, TableByteCounter
+from golf.data.bytes import SidecarByteCounter
 from golf.data.documents import Batch
 from golf.data.shards import Dataset
 from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
 from golf.evaluate import Score, ValidationStream, evaluate
 from golf.model.plan import plan_layers
-from tests.parity.unbank import read_fixture
 from tests.pico import BOS, pico_dataset, pico_model, pico_recipe
 from tests.ranks import CPU, run_ranks
 
@@ -173,41 +172,6 @@ def test_the_figures_follow_from_the_sums() -> None:
         "bytes": 250,
         "tokens": 80,
     }
-
-
-def recorded_stream(folder: Path, *, table: bool) -> ValidationStream:
-    """The fixture's stream in its batches of four sequences, with bytes from the table or the sidecar."""
-    values, tensors = read_fixture(folder, "eval")
-    tokens, seq_len = tensors["in::val_tokens"].numpy().astype(np.uint16), values["hyperparameters"]["eval_seq_len"]
-    lut = [tensors[f"in::lut.{name}"].numpy() for name in ("base_bytes", "has_leading_space", "is_boundary_token")]
-    sidecar = SidecarByteCounter(tensors["in::val_bytes"].numpy().astype(np.uint16))
-    counter = TableByteCounter(lut[0], lut[1].astype(bool), lut[2].astype(bool)) if table else sidecar
-    sequences = values["results"][0]["sequences_per_batch"]
-    return ValidationStream(tokens, counter, EvalConfig(seq_len=seq_len, batch_tokens=sequences * seq_len), BOS)
-
-
-def test_segments_are_those_of_the_reference(fixtures: Path) -> None:
-    expected = read_fixture(fixtures, "eval")[0]["batch_segments_world1"]
-    stream = recorded_stream(fixtures, table=False)
-    assert len(stream) == len(expected)
-    for index, (bounds, longest) in enumerate(expected):
-        batch, _, _ = stream.batch(index)
-        found = batch.cu_seqlens.unique().tolist()  # padding repeats the last one
-        assert found == bounds
-        assert batch.max_seqlen == longest
-
-
-@pytest.mark.parametrize("table", [False, True])
-def test_recorded_losses_give_the_recorded_score(fixtures: Path, table: bool) -> None:
-    values, tensors = read_fixture(fixtures, "eval")
-    stream = recorded_stream(fixtures, table=table)
-    source = "lut" if table else "sidecar"
-    row = next(row for row in values["results"] if row["bytes_from"] == source and row["world_size"] == 1)
-    charged = sum(count for _, _, count in (stream.batch(index) for index in range(len(stream))))
-    score = Score(float(tensors["out::token_losses"].double().sum()), row["tokens"], charged)
-    assert score.val_loss == pytest.approx(row["loss"], rel=values["tolerances"]["loss"]["rtol"])
-    assert score.val_bpb == pytest.approx(row["bpb"], rel=values["tolerances"]["bpb"]["rtol"])
-    assert row["bytes"] in (None, charged)
 
 
 def test_tokens_without_text_have_no_score(stream: ValidationStream) -> None:

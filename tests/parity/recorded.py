@@ -59,6 +59,12 @@ def config_of(values: dict[str, Any], tensors: dict[str, Tensor]) -> ModelConfig
     return recipe.model
 
 
+def causal_rows(tokens: Tensor, targets: Tensor) -> Batch:
+    """Rows (B, T) that are one segment each, whatever documents are in them."""
+    rows, length = tokens.shape
+    return Batch(tokens, targets, torch.arange(0, rows * length + 1, length, dtype=torch.int32), length)
+
+
 class Recorded:
     """One recorded model: golf's with the reference's weights, its inputs and its tolerances."""
 
@@ -78,8 +84,7 @@ class Recorded:
         tokens, targets = (self.tokens[f"in::{packing}_{kind}"] for kind in ("ids", "targets"))
         if packing == "packed":
             return Batch(tokens[None], targets[None], self.tokens["in::cu_seqlens"], self.max_seqlen)
-        rows, length = tokens.shape
-        return Batch(tokens, targets, torch.arange(0, rows * length + 1, length, dtype=torch.int32), length)
+        return causal_rows(tokens, targets)
 
     def plan(self, loop: str) -> LayerPlan:
         return plan_layers(self.model.config, looping=loop == "on")

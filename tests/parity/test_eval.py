@@ -11,7 +11,7 @@ from torch import Tensor
 from golf.config import EvalConfig
 from golf.data.bytes import ByteCounter, SidecarByteCounter, TableByteCounter
 from golf.distributed import single_world
-from golf.evaluate import ValidationStream, evaluate
+from golf.evaluate import Score, ValidationStream, evaluate
 from tests.parity.recorded import Recorded, plain, recorded_artifact, reference_name
 from tests.parity.unbank import read_fixture
 
@@ -40,6 +40,29 @@ def stream_of(values: dict[str, Any], tensors: dict[str, Tensor], row: dict[str,
     return ValidationStream(
         tokens, counter, EvalConfig(seq_len=seq_len, batch_tokens=row["sequences_per_batch"] * seq_len), BOS
     )
+
+
+def test_segments_are_those_of_the_reference(fixtures: Path) -> None:
+    values, tensors = read_fixture(fixtures, "eval")
+    stream, expected = stream_of(values, tensors, values["results"][0]), values["batch_segments_world1"]
+    assert len(stream) == len(expected)
+    for index, (bounds, longest) in enumerate(expected):
+        batch, _, _ = stream.batch(index)
+        found = batch.cu_seqlens.unique().tolist()  # padding repeats the last one
+        assert found == bounds
+        assert batch.max_seqlen == longest
+
+
+@pytest.mark.parametrize("source", ["sidecar", "lut"])
+def test_recorded_losses_give_the_recorded_score(fixtures: Path, source: str) -> None:
+    values, tensors = read_fixture(fixtures, "eval")
+    row = next(row for row in values["results"] if row["bytes_from"] == source and row["world_size"] == 1)
+    stream = stream_of(values, tensors, row)
+    charged = sum(count for _, _, count in (stream.batch(index) for index in range(len(stream))))
+    score = Score(float(tensors["out::token_losses"].double().sum()), row["tokens"], charged)
+    assert score.val_loss == pytest.approx(row["loss"], rel=values["tolerances"]["loss"]["rtol"])
+    assert score.val_bpb == pytest.approx(row["bpb"], rel=values["tolerances"]["bpb"]["rtol"])
+    assert row["bytes"] in (None, charged)
 
 
 def test_every_recorded_rank_is_scored_as_recorded(fixtures: Path) -> None:

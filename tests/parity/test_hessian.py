@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from golf.data.documents import Batch
 from golf.model.hooks import tap_of
 from golf.quant.calibration import GramObserver
-from tests.parity.recorded import Recorded
+from tests.parity.recorded import Recorded, causal_rows
 from tests.parity.unbank import hessian_of, read_fixture
 
 
@@ -17,12 +16,8 @@ def mean_gram(folder: Path, tensors: dict[str, Tensor], loop: str) -> dict[str, 
     recorded, observer = Recorded(folder, "model_1787"), GramObserver()
     batches = [tensors[key] for key in sorted(tensors) if key.startswith("in::batch")]
     for tokens in batches:
-        rows, length = tokens.shape
-        bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
         with torch.no_grad():
-            recorded.model(
-                Batch(tokens.long(), tokens.long(), bounds, length), plan=recorded.plan(loop), observer=observer
-            )
+            recorded.model(causal_rows(tokens.long(), tokens.long()), plan=recorded.plan(loop), observer=observer)
     return {tap: gram / len(batches) for tap, gram in observer.grams.items()}
 
 
