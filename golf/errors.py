@@ -57,3 +57,15 @@ class InterruptedRunError(GolfError):
     """The user stopped the work; everything finished is on disk."""
 
     exit_code = 130
+
+
+def require_least(least: int, table: str, **values: float) -> None:
+    """Raise UsageError, naming the recipe's `table` and key, for the first of `values` below `least`."""
+    for name, value in values.items():
+        require(value >= least, f"{table}.{name} must be at least {least}")
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UsageError with `message` unless it `holds`."""
+    if not holds:
+        raise UsageError(message)

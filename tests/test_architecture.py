@@ -21,6 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "golf.errors",
         "golf.files",
         "golf.log",
+        "golf.model_config",
         "golf.recipe",
         "golf.roles",
         "golf.tensorfile",

@@ -48,7 +48,9 @@ def test_the_script_is_the_command_shell() -> None:
     assert project()["project"]["scripts"] == {"golf": "golf.cli:main"}
 
 
-@pytest.mark.parametrize("module", ["golf", "golf.cli", "golf.config", "golf.errors", "golf.files", "golf.recipe"])
+@pytest.mark.parametrize(
+    "module", ["golf", "golf.cli", "golf.config", "golf.errors", "golf.files", "golf.model_config", "golf.recipe"]
+)
 def test_importing_costs_no_heavy_package(module: str) -> None:
     assert heavy_imports_of(f"import {module}") == []
 

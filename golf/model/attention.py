@@ -6,7 +6,6 @@ B rows, T tokens, H query heads, K key/value heads, D head size, C model dim.
 import torch
 from torch import Tensor, nn
 
-from golf.config import ModelConfig
 from golf.kernels.attention import attention
 from golf.kernels.norm import rms_norm
 from golf.model.context import Context
@@ -16,6 +15,7 @@ from golf.model.parts.gate import AttentionGate
 from golf.model.parts.value_embedding import AddValueEmbedding
 from golf.model.parts.xsa import ExclusiveSelfAttention
 from golf.model.rotary import rotate
+from golf.model_config import ModelConfig
 
 
 class Attention(nn.Module):

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from golf.config import ModelConfig
 from golf.kernels.norm import rms_norm
 from golf.model.attention import Attention
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.mlp import MLP
+from golf.model_config import ModelConfig
 
 Streams = tuple[Tensor, ...]  # the residual streams: one, or two where the model has lanes
 

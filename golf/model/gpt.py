@@ -6,7 +6,6 @@ B rows, T tokens, C model dim, V vocabulary.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from golf.config import ModelConfig
 from golf.data.documents import Batch
 from golf.kernels.norm import rms_norm
 from golf.kernels.softcapped_ce import softcap, softcapped_cross_entropy
@@ -21,6 +20,7 @@ from golf.model.parts.smear import Smear
 from golf.model.parts.value_embedding import ValueEmbedding
 from golf.model.plan import LayerPlan, count_skip_rows
 from golf.model.rotary import rotary_table
+from golf.model_config import ModelConfig
 
 
 class GPT(nn.Module):

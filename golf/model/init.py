@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from golf.config import ModelConfig
 from golf.model.gpt import GPT
+from golf.model_config import ModelConfig
 from golf.roles import Role, role_of
 
 _TABLE_STD = 0.01

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from golf.config import ModelConfig
 from golf.kernels.leaky_relu_square import leaky_relu_square
 from golf.model.hooks import Hooks
 from golf.model.layers import Linear
+from golf.model_config import ModelConfig
 
 
 class MLP(nn.Module):

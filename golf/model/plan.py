@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from golf.config import ModelConfig
+from golf.model_config import ModelConfig
 
 
 class Visit(NamedTuple):

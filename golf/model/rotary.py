@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from golf.config import RopeConfig
+from golf.model_config import RopeConfig
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from golf.config import ModelConfig
+from golf.model_config import ModelConfig
 
 EPS = 1.1920929e-07
 Merge = tuple[int, int]  # decoder slot -> (slot of the encoder visit, skip row)

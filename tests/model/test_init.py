@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.config import ModelConfig
 from golf.model.gpt import GPT
 from golf.model.init import build_model, count_parameters, init_weights
 from golf.model.plan import plan_layers
+from golf.model_config import ModelConfig
 from golf.recipe import load_recipe
 from golf.roles import role_of
 from tests.pico import pico_batch, pico_recipe

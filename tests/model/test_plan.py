@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 import pytest
 
-from golf.config import LoopConfig, ModelConfig, RopeConfig, SkipConfig
 from golf.model.plan import LayerPlan, count_skip_rows, plan_layers
+from golf.model_config import LoopConfig, ModelConfig, RopeConfig, SkipConfig
 
 
 def config(

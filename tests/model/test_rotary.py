@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from golf.config import RopeConfig
 from golf.errors import UsageError
 from golf.model.rotary import rotary_table, rotate
+from golf.model_config import RopeConfig
 from tests.parity.unbank import read_fixture
 
 CPU = torch.device("cpu")

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from golf.config import ModelConfig, Recipe
+from golf.config import Recipe
 from golf.data.documents import Batch
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan, plan_layers
+from golf.model_config import ModelConfig
 from golf.quant.scheme import QuantizedTensor, Stored
 from golf.recipe import override_recipe
 from tests.parity.unbank import read_fixture, unbank, unbanked_weights

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from golf.config import BigramConfig, ModelConfig
 from golf.model.hooks import Hooks
 from golf.model.layers import Linear
+from golf.model_config import BigramConfig, ModelConfig
 
 TAP = "stem.bigram.proj"
 _CURRENT, _PREVIOUS = 36_313, 27_191  # coprime multipliers

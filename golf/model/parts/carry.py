@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from golf.config import CarryConfig, LoopConfig
 from golf.model.plan import Visit
+from golf.model_config import CarryConfig, LoopConfig
 
 
 class Carry(nn.Module):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from golf.config import GateConfig, ModelConfig
+from golf.model_config import GateConfig, ModelConfig
 
 
 class AttentionGate(nn.Module):

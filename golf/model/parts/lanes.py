@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from golf.config import ModelConfig
 from golf.model.blocks import Block, Streams
 from golf.model.context import Context
 from golf.model.hooks import Hooks
+from golf.model_config import ModelConfig
 
 _RESIDUAL = 1.1  # initial weight of a lane in its own next value
 

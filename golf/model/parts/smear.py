@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from golf.config import SmearConfig
 from golf.model.hooks import Hooks
+from golf.model_config import SmearConfig
 
 
 class Smear(nn.Module):

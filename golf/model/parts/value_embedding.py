@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from golf.config import ModelConfig, ValueEmbeddingConfig
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.layers import Linear
+from golf.model_config import ModelConfig, ValueEmbeddingConfig
 
 TAP = "value_embedding.proj"
 

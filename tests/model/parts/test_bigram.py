@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from golf.config import BigramConfig
 from golf.model.hooks import Hooks
 from golf.model.parts.bigram import BigramHash
+from golf.model_config import BigramConfig
 from tests.parity.unbank import read_fixture
 from tests.pico import pico_recipe
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from golf.config import CarryConfig, LoopConfig
 from golf.model.parts.carry import Carry
 from golf.model.plan import Visit
+from golf.model_config import CarryConfig, LoopConfig
 
 LOOP = LoopConfig(start=3, end=5, extra_passes=2)
 BETA = (1.56, 1.85, 2.13)

@@ -2,8 +2,8 @@
 
 import torch
 
-from golf.config import GateConfig
 from golf.model.parts.gate import AttentionGate
+from golf.model_config import GateConfig
 from tests.pico import pico_recipe
 
 CONFIG = pico_recipe().model  # 4 heads

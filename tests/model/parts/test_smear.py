@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from golf.config import SmearConfig
 from golf.model.hooks import Hooks
 from golf.model.parts.smear import Smear
+from golf.model_config import SmearConfig
 
 FOLLOWS = torch.tensor([[False, True, True, False, True, True, True], [False, True, True, True, True, False, True]])
 

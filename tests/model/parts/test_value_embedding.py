@@ -2,10 +2,10 @@
 
 import torch
 
-from golf.config import ValueEmbeddingConfig
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.parts.value_embedding import AddValueEmbedding, ValueEmbedding
+from golf.model_config import ValueEmbeddingConfig
 from tests.pico import pico_recipe
 
 TOKENS = torch.tensor([[3, 1, 3], [0, 60, 7]])
