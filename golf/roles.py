@@ -7,6 +7,7 @@ class Role(StrEnum):
     """The purpose of a model tensor."""
 
     EMBED = "embed"  # token embedding, also the tied head
+    HEAD = "head"  # a head of its own
     TABLE = "table"  # other lookup tables
     ATTN = "attn"  # matrix inside attention
     MLP = "mlp"  # matrix inside an MLP
@@ -32,7 +33,16 @@ _CONTROL = (
     "lanes.post",
     "lanes.resid",
     "carry.recur_alpha",
+    "share.positions",
 )  # more than one dimension, yet no matrix product
+
+_TRAINING_ONLY = "multi_token."
+_MLP_MATRICES = (".fc.weight", ".fc_gate.weight", ".proj.weight", ".down.weight", ".up.weight")
+
+
+def is_exported(name: str) -> bool:
+    """Whether the tensor belongs to the finished model; the heads of multi-token prediction serve training alone."""
+    return not name.startswith(_TRAINING_ONLY)
 
 
 def role_of(name: str, ndim: int) -> Role:
@@ -44,14 +54,16 @@ def role_of(name: str, ndim: int) -> Role:
         return Role.SCALAR
     if name == "tok_emb.weight":
         return Role.EMBED
+    if name == "head.weight":
+        return Role.HEAD
     if name.endswith(".table.weight"):
         return Role.TABLE
     if name.endswith((".gate.weight", "smear.weight")):
         return Role.GATE
     if name.endswith((".c_q.weight", ".c_k.weight", ".c_v.weight", ".attn.proj.weight")):
         return Role.ATTN
-    if name.endswith((".mlp.fc.weight", ".mlp.proj.weight")):
+    if ".mlp." in name and name.endswith(_MLP_MATRICES):
         return Role.MLP
-    if name.endswith(".proj.weight"):
+    if name.endswith(".proj.weight") or name.startswith(_TRAINING_ONLY):
         return Role.MATRIX
     raise ValueError(f"no role for tensor {name!r} with {ndim} dimensions; add a rule to golf.roles")

@@ -6,12 +6,13 @@ from torch import Tensor
 
 
 class Context(NamedTuple):
-    """Constant during one forward. B rows, T tokens, N segments, C model dim."""
+    """One forward's own; constant but for `memory`. B rows, T tokens, N segments, C model dim."""
 
     x0: Tensor  # (B, T, C) normalized embedding
     cu_seqlens: Tensor  # (N+1,) segment boundaries over the flattened tokens
     max_seqlen: int
     cos: Tensor  # (T, 1, dims/2)
     sin: Tensor
+    memory: dict[str, Tensor]  # what earlier visits of this forward left for later ones: first outputs, first values
     value_embedding: Tensor | None = None  # (B, T, K*D) shared by the layers that add it
     lanes: tuple[Tensor, Tensor] | None = None  # (L, 2, 2) and (L, 2) of parts/lanes.py

@@ -3,21 +3,26 @@
 B rows, T tokens, C model dim, V vocabulary.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from golf.data.documents import Batch
 from golf.kernels.norm import rms_norm
 from golf.kernels.softcapped_ce import softcap, softcapped_cross_entropy
-from golf.model.blocks import Block, Streams
+from golf.model.blocks import Block, ParallelBlock, Streams
 from golf.model.context import Context
 from golf.model.hooks import Adapter, Hooks, Observer
+from golf.model.layers import Linear
 from golf.model.parts.bigram import BigramHash
 from golf.model.parts.carry import Carry
 from golf.model.parts.lanes import LaneBlock, LaneWeights, join_lanes
+from golf.model.parts.multi_token import MultiTokenHeads
+from golf.model.parts.share import LoopPositions
 from golf.model.parts.skips import Skips
-from golf.model.parts.smear import Smear
+from golf.model.parts.smear import Smear, SmearBlend
 from golf.model.parts.value_embedding import ValueEmbedding
+from golf.model.parts.value_residual import remember_output
 from golf.model.plan import LayerPlan, count_skip_rows
 from golf.model.rotary import rotary_table
 from golf.model_config import ModelConfig
@@ -30,27 +35,39 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.model_dim)
+        self.head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size)
         self.stem = nn.ModuleDict()
         if config.bigram:
             self.stem["bigram"] = BigramHash(config, config.bigram)
-        if config.smear:
-            self.stem["smear"] = Smear(config.smear)
+        if config.smear and config.smear.window:
+            self.stem["smear"] = Smear(config.smear.window)
+        self.blend = SmearBlend(config.model_dim) if config.smear and config.smear.form == "blend" else None
         part = config.value_embedding
         self.value_embedding = ValueEmbedding(config, part) if part else None
         rows = count_skip_rows(config)
         self.skips = Skips(rows, config.model_dim, gated=config.skips.gated) if config.skips else None
         self.carry = Carry(config.loop, config.carry) if config.loop and config.carry else None
         self.lanes = LaneWeights(config) if config.lanes else None
-        first_lanes = config.lanes.start if config.lanes else config.num_layers
-        kinds = [LaneBlock if layer >= first_lanes else Block for layer in range(config.num_layers)]
-        self.blocks = nn.ModuleList(kind(config, layer) for layer, kind in enumerate(kinds))
+        positioned = config.share if config.share and config.share.position_std else None
+        self.share = LoopPositions(config, positioned) if positioned else None
+        self.multi_token = MultiTokenHeads(config, config.multi_token) if config.multi_token else None
+        self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.num_layers))
 
     def forward(
-        self, batch: Batch, *, plan: LayerPlan, adapters: Adapter | None = None, observer: Observer | None = None
+        self,
+        batch: Batch,
+        *,
+        plan: LayerPlan,
+        adapters: Adapter | None = None,
+        observer: Observer | None = None,
+        auxiliary: bool = False,
     ) -> Tensor:
-        """Return each target's loss in nats (B, T), float32."""
-        logits = self.raw_logits(batch, plan=plan, adapters=adapters, observer=observer)
-        return softcapped_cross_entropy(logits, batch.targets, cap=self.config.logit_softcap)
+        """Return each target's loss in nats (B, T), float32; `auxiliary` adds what only training minimizes."""
+        x = self.states(batch, plan, hooks := Hooks(adapters, observer))
+        losses = softcapped_cross_entropy(self.score(x, plan, hooks), batch.targets, cap=self.config.logit_softcap)
+        if auxiliary and self.multi_token is not None:
+            losses = losses + self.multi_token(x, batch.targets)
+        return losses
 
     def logits(
         self, batch: Batch, *, plan: LayerPlan, adapters: Adapter | None = None, observer: Observer | None = None
@@ -64,32 +81,57 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return the logits (B, T, V) before the soft cap, in the activations' dtype."""
         hooks = Hooks(adapters, observer)
+        return self.score(self.states(batch, plan, hooks), plan, hooks)
+
+    def states(self, batch: Batch, plan: LayerPlan, hooks: Hooks) -> Tensor:
+        """Walk the plan; return the normalized final states (B, T, C)."""
         context = self._context(batch, hooks)
         streams: Streams = (context.x0,)
         waiting: list[Tensor] = []
-        remembered: dict[int, Tensor] = {}
         for visit in plan.visits:
             if visit.splits:
                 streams = streams * 2
+            if self.share is not None:
+                streams = (self.share(streams[0], visit), *streams[1:])
             if self.skips is not None and visit.skip_row is not None:
                 streams = (self.skips(streams[0], waiting.pop(), visit.skip_row), *streams[1:])
-            streams = self.blocks[visit.layer](streams, context, hooks, visit.slot)
+            streams = self.blocks[visit.layer](streams, context, hooks, visit)
             if self.carry is not None:
-                streams = (self.carry(streams[0], visit, remembered), *streams[1:])
+                streams = (self.carry(streams[0], visit, context.memory), *streams[1:])
+            if self.config.value_residual and visit.layer == 0:
+                remember_output(streams[0], context)
             if visit.pushes:
                 waiting.append(streams[0])
-        x = rms_norm(join_lanes(streams, self.config.lanes.final) if self.config.lanes else streams[0])
+        return rms_norm(join_lanes(streams, self.config.lanes.final) if self.config.lanes else streams[0])
+
+    def score(self, x: Tensor, plan: LayerPlan, hooks: Hooks) -> Tensor:
+        """Return the logits (B, T, V) of final states (B, T, C)."""
         hooks.show("head", x)
-        return hooks.adapt(len(plan.visits), "head", F.linear(x, self.tok_emb.weight), x)
+        logits = F.linear(x, self.tok_emb.weight) if self.head is None else self.head(x)
+        return hooks.adapt(len(plan.visits), "head", logits, x)
 
     def _context(self, batch: Batch, hooks: Hooks) -> Context:
         """Embed the tokens and gather what all blocks share."""
         e = self.tok_emb(batch.tokens)  # (B, T, C)
-        follows = F.pad(batch.tokens[:, 1:] != self.config.bos_id, (1, 0))  # (B, T) False at document and row starts
+        follows = self._follows(batch.tokens)
         for part in self.stem.values():
             e = part(e, batch.tokens, follows, hooks)
+        x0 = rms_norm(e) if self.blend is None else self.blend(rms_norm(e), follows)
         values = None if self.value_embedding is None else self.value_embedding(batch.tokens, hooks)
         lanes = None if self.lanes is None else (self.lanes.post, self.lanes.resid)
         table = rotary_table(self.config.rope, batch.tokens.shape[1], e.device)
         cos, sin = (part.to(e.dtype) for part in table)
-        return Context(rms_norm(e), batch.cu_seqlens, batch.max_seqlen, cos, sin, values, lanes)
+        return Context(x0, batch.cu_seqlens, batch.max_seqlen, cos, sin, {}, values, lanes)
+
+    def _follows(self, tokens: Tensor) -> Tensor:
+        """Whether the token before belongs to the same text (B, T): False at row starts and at document starts."""
+        own = torch.ones_like(tokens, dtype=torch.bool) if self.config.cross_documents else tokens != self.config.bos_id
+        return F.pad(own[:, 1:], (1, 0))
+
+
+def _block(config: ModelConfig, layer: int) -> Block:
+    if config.lanes and layer >= config.lanes.start:
+        return LaneBlock(config, layer)
+    if config.parallel_start is not None and layer >= config.parallel_start:
+        return ParallelBlock(config, layer)
+    return Block(config, layer)

@@ -46,9 +46,10 @@ class Hooks(NamedTuple):
 def tap_of(weight_name: str) -> str:
     """Name the tap that sees the input of a matrix: q, k and v share one, the tied embedding is the head's.
 
-    blocks.3.attn.c_k.weight -> blocks.3.attn, blocks.3.mlp.proj.weight -> blocks.3.mlp.proj, tok_emb.weight -> head.
+    blocks.3.attn.c_k.weight -> blocks.3.attn, blocks.3.mlp.proj.weight -> blocks.3.mlp.proj, tok_emb.weight -> head;
+    of two thin matrices, blocks.3.mlp.fc.down.weight -> blocks.3.mlp.fc, its partner up -> blocks.3.mlp.fc.up.
     """
-    if weight_name == "tok_emb.weight":
+    if weight_name in ("tok_emb.weight", "head.weight"):
         return "head"
     path, matrix = weight_name.removesuffix(".weight").rsplit(".", 1)
-    return f"{path}.proj" if matrix == "proj" else path
+    return f"{path}.{matrix}" if matrix in ("proj", "up") else path

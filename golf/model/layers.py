@@ -10,6 +10,10 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
+    def acting_weight(self) -> Tensor:
+        """Return the matrix (out, in) that multiplies the input."""
+        return self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.acting_weight().to(x.dtype))

@@ -1,26 +1,55 @@
-"""The MLP stage of a block."""
+"""The MLP stage of a block.
+
+B rows, T tokens, C model dim, F hidden width.
+"""
 
 from torch import Tensor, nn
 
-from golf.kernels.leaky_relu_square import leaky_relu_square
 from golf.model.hooks import Hooks
-from golf.model.layers import Linear
+from golf.model.parts.activation import activation
+from golf.model.parts.low_rank import LowRank, PassCorrections
+from golf.model.parts.ternary import matrix
+from golf.model.plan import Visit
 from golf.model_config import ModelConfig
 
 
 class MLP(nn.Module):
-    """Two matrices around a squared leaky ReLU."""
+    """proj(phi(fc(n))), or proj(phi(fc_gate(n)) * fc(n)) where the activation is gated."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.tap = f"blocks.{layer}.mlp"
-        self.negative_slope = config.negative_slope
-        self.fc = Linear(config.model_dim, config.hidden_dim)
-        self.proj = Linear(config.hidden_dim, config.model_dim)
+        self.activation = activation(config, layer)
+        dim, width = config.model_dim, config.hidden_dim(layer)
+        self.fc = self._map(config, "fc", dim, width)
+        self.fc_gate = self._map(config, "fc_gate", dim, width) if config.gated_mlp else None
+        self.proj = self._map(config, "proj", width, dim)
+        loop = config.loop
+        self.fc_passes = self.proj_passes = None
+        if loop and loop.mlp_lora_rank and loop.start <= layer <= loop.end:
+            rank, passes = loop.mlp_lora_rank, loop.extra_passes + 1
+            self.fc_passes = PassCorrections(dim, width, rank, passes=passes, tap=f"{self.tap}.fc_passes")
+            self.proj_passes = PassCorrections(width, dim, rank, passes=passes, tap=f"{self.tap}.proj_passes")
 
-    def forward(self, n: Tensor, hooks: Hooks, slot: int) -> Tensor:
+    def forward(self, n: Tensor, hooks: Hooks, visit: Visit) -> Tensor:
         """Map the normalized input n (B, T, C) to the branch's output (B, T, C)."""
         hooks.show(self.tap, n)
-        hidden = leaky_relu_square(self.fc(n), negative_slope=self.negative_slope)
+        z = _apply(self.fc, n, hooks)  # (B, T, F)
+        if self.fc_passes is not None:
+            z = z + self.fc_passes[visit.pass_index](n, hooks)
+        hidden = self.activation(z) if self.fc_gate is None else self.activation(_apply(self.fc_gate, n, hooks)) * z
         hooks.show(f"{self.tap}.proj", hidden)
-        return hooks.adapt(slot, "mlp", self.proj(hidden), n)
+        y = _apply(self.proj, hidden, hooks)
+        if self.proj_passes is not None:
+            y = y + self.proj_passes[visit.pass_index](hidden, hooks)
+        return hooks.adapt(visit.slot, "mlp", y, n)
+
+    def _map(self, config: ModelConfig, name: str, in_features: int, out_features: int) -> nn.Module:
+        if config.mlp_rank:
+            return LowRank(in_features, out_features, config.mlp_rank, tap=f"{self.tap}.{name}")
+        return matrix(config, in_features, out_features)
+
+
+def _apply(linear: nn.Module, x: Tensor, hooks: Hooks) -> Tensor:
+    y: Tensor = linear(x, hooks) if isinstance(linear, LowRank) else linear(x)
+    return y

@@ -55,10 +55,15 @@ def count_skip_rows(config: ModelConfig) -> int:
 
 def _order(config: ModelConfig, *, looping: bool) -> list[int]:
     layers = list(range(config.num_layers))
-    if config.loop is None or not looping:
-        return layers
-    start, end = config.loop.start, config.loop.end + 1
-    return layers[:start] + (config.loop.extra_passes + 1) * layers[start:end] + layers[end:]
+    if config.share:
+        return _repeated(layers, config.share.start, config.share.end, config.share.loops)
+    if config.loop and looping:
+        return _repeated(layers, config.loop.start, config.loop.end, config.loop.extra_passes + 1)
+    return layers
+
+
+def _repeated(layers: list[int], start: int, end: int, times: int) -> list[int]:
+    return layers[:start] + times * layers[start : end + 1] + layers[end + 1 :]
 
 
 def _skip_rows(config: ModelConfig, order: list[int]) -> dict[int, int]:

@@ -48,6 +48,18 @@ def test_bfloat16_logits_are_capped_and_scored_in_float32() -> None:
     torch.testing.assert_close(found.double(), formula(logits.bfloat16(), targets), rtol=1e-6, atol=1e-5)
 
 
+def test_rounded_logits_are_capped_in_float32_and_then_pass_through_their_own_dtype() -> None:
+    logits, targets = case()
+    capped = (CAP * torch.tanh(logits.bfloat16().double() / CAP)).bfloat16()
+    expected = F.cross_entropy(capped.double().mT, targets, reduction="none")
+    found = softcapped_cross_entropy(logits.bfloat16(), targets, cap=CAP, rounds=True)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+    assert not torch.equal(found, softcapped_cross_entropy(logits.bfloat16(), targets, cap=CAP))
+    exact = (softcapped_cross_entropy(logits, targets, cap=CAP, rounds=rounds) for rounds in (False, True))
+    assert torch.equal(*exact)
+
+
 def test_no_logit_leaves_the_cap() -> None:
     capped = softcap(torch.tensor([-1e9, -1.0, 0.0, 1.0, 1e9]), CAP)
     torch.testing.assert_close(capped, torch.tensor([-15.0, -0.998522, 0.0, 0.998522, 15.0]))

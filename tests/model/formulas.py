@@ -50,6 +50,7 @@ class Formulas:
         if self.config.lanes:
             x = (x + q) / 2
         cap = self.config.logit_softcap
+        assert cap is not None
         z = cap * torch.tanh(rms(x) @ self.w["tok_emb.weight"].T / cap)
         return torch.stack([z[t].logsumexp(0) - z[t, target] for t, target in enumerate(targets)])
 

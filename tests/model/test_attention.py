@@ -18,7 +18,7 @@ def stage(layer: int) -> tuple[Attention, Context, torch.Tensor]:
     n = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     cos, sin = rotary_table(recipe.model.rope, 9, torch.device("cpu"))
     values = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
-    return attn, Context(n, torch.tensor([0, 9, 14, 18], dtype=torch.int32), 9, cos, sin, values), n
+    return attn, Context(n, torch.tensor([0, 9, 14, 18], dtype=torch.int32), 9, cos, sin, {}, values), n
 
 
 @torch.no_grad()
@@ -27,6 +27,7 @@ def test_the_gain_sharpens_queries_after_their_norm() -> None:
     before = attn(n, context, Hooks(), 0)
     attn.c_q.weight.mul_(7.0)  # the norm takes it out again
     torch.testing.assert_close(attn(n, context, Hooks(), 0), before, rtol=1e-4, atol=1e-4)
+    assert attn.q_gain is not None
     attn.q_gain.mul_(7.0)
     assert float((attn(n, context, Hooks(), 0) - before).abs().max()) > 0.05
 

@@ -1,47 +1,51 @@
-"""Parameter counts of the published models."""
+"""Sizes and layer lists of the published models, as `golf recipe show` prints them."""
 
 import pytest
-import torch
 
-from golf.model.gpt import GPT
-from golf.model.init import count_parameters
-from tests.pico import pico_recipe
+from golf.recipe import load_recipe
+from golf.recipe_report import describe_recipe
 
-RECORD = (
-    "model.vocab_size=8192",
-    "model.num_layers=11",
-    "model.model_dim=512",
-    "model.num_heads=8",
-    "model.num_kv_heads=4",
-    "model.mlp_mult=4.0",
-    "model.rope.dims=16",
-    "model.xsa_last_n=11",
-    "model.loop.start=3",
-    "model.loop.end=5",
-    "model.loop.extra_passes=2",
-    "model.lanes.start=8",
-    "model.attention_gate.window=12",
-    "model.bigram=false",
-    "model.value_embedding=false",
-    "model.carry=false",
-)
+LOOPED = {"encoder": [0, 1, 2, 3, 4, 5, 3, 4], "decoder": [5, 3, 4, 5, 6, 7, 8, 9, 10]}
+PLAIN = {"encoder": [0, 1, 2, 3, 4], "decoder": [5, 6, 7, 8, 9, 10]}
 
 
 @pytest.mark.parametrize(
-    ("more", "count"),
+    ("name", "count"),
     [
-        (("model.smear=false",), 35_945_658),  # PR #1787
-        (
-            (
-                "model.smear=false",
-                "model.carry.beta=[1.56,1.85,2.13]",
-                "model.carry.alpha=[[0.23,0.04,0.03],[0.13,-0.34,0.01],[0.06,0.19,-0.02]]",
-            ),
-            35_945_658,  # PR #1801: the carry is frozen
-        ),
-        (("model.smear.window=12",), 35_945_671),  # PR #1855
+        ("baseline", 17_059_912),
+        ("pr401", 26_993_756),
+        ("pr1493", 35_944_536),
+        ("pr1787", 35_945_658),
+        ("pr1801", 35_945_658),  # the carry is frozen
+        ("pr1855", 35_945_671),
     ],
 )
-def test_a_record_has_its_published_number_of_parameters(more: tuple[str, ...], count: int) -> None:
-    with torch.device("meta"):
-        assert count_parameters(GPT(pico_recipe(*RECORD, *more).model)) == count
+def test_a_record_has_its_published_number_of_parameters(name: str, count: int) -> None:
+    assert describe_recipe(load_recipe(name))["parameters"] == count
+
+
+@pytest.mark.parametrize("name", ["pr1493", "pr1787", "pr1801", "pr1855"])
+def test_a_looped_record_visits_its_layers_in_the_published_order(name: str) -> None:
+    assert describe_recipe(load_recipe(name))["layers"] == {"loop off": PLAIN, "loop on": LOOPED}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("baseline", {"encoder": [0, 1, 2, 3], "decoder": [4, 5, 6, 7, 8]}), ("pr401", PLAIN)]
+)
+def test_the_others_have_one_order(name: str, layers: dict[str, list[int]]) -> None:
+    assert describe_recipe(load_recipe(name))["layers"] == {"layers": layers}
+
+
+@pytest.mark.parametrize(
+    ("loop", "order"),
+    [
+        (("num_layers=7", "loop.start=3", "loop.end=4", "loop.extra_passes=1"), [0, 1, 2, 3, 4, 3, 4, 5, 6]),
+        (("num_layers=9", "loop.start=3", "loop.end=4", "loop.extra_passes=1"), [0, 1, 2, 3, 4, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_the_first_recurrent_models_visit_their_layers_in_the_published_order(
+    loop: tuple[str, ...], order: list[int]
+) -> None:
+    recipe = load_recipe("pr1493", ["model.parallel_start=5", "model.xsa_last_n=7", *(f"model.{key}" for key in loop)])
+    layers = describe_recipe(recipe)["layers"]["loop on"]
+    assert [*layers["encoder"], *layers["decoder"]] == order

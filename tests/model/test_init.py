@@ -12,6 +12,7 @@ from golf.model.plan import plan_layers
 from golf.model_config import ModelConfig
 from golf.recipe import load_recipe
 from golf.roles import role_of
+from tests.narrow import narrow_recipe
 from tests.pico import pico_batch, pico_recipe
 
 CPU = torch.device("cpu")
@@ -125,3 +126,57 @@ def test_drawing_again_forgets_what_was_there() -> None:
     first = {name: p.detach().clone() for name, p in model.named_parameters() if role_of(name, p.ndim).is_matrix}
     init_weights(model, torch.Generator().manual_seed(1))
     assert all(torch.equal(first[name], p) for name, p in model.named_parameters() if name in first)
+
+
+def reference_orthogonal(rows: int, cols: int) -> Tensor:
+    """QR of a normal matrix, transposed first if rows < cols, columns signed by the diagonal of R."""
+    normal = torch.randn(rows, cols)
+    q, r = torch.linalg.qr(normal.T if rows < cols else normal)
+    q = q * torch.diag(r).sign()
+    matrix: Tensor = q.T if rows < cols else q
+    return matrix
+
+
+@pytest.mark.parametrize("name", ["pr1787", "pr1855"])
+def test_a_record_starts_from_the_bits_of_its_script(name: str) -> None:
+    """In the order of the published script, drawn from PyTorch's own generator."""
+    config = narrow_recipe(name).model
+    dim, kv_dim, layers = config.model_dim, config.num_kv_heads * config.head_dim, range(config.num_layers)
+    expected = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(42)
+        torch.randn(config.vocab_size, dim)  # the embedding's default, overwritten below
+        if config.smear:
+            torch.nn.Linear(12, 1, bias=False)  # likewise
+        expected["tok_emb.weight"] = torch.empty(config.vocab_size, dim).normal_(0, 0.005)
+        for layer in layers:
+            for matrix, rows in (("c_q", dim), ("c_k", kv_dim), ("c_v", kv_dim)):
+                expected[f"blocks.{layer}.attn.{matrix}.weight"] = reference_orthogonal(rows, dim)
+        for layer in layers:
+            expected[f"blocks.{layer}.mlp.fc.weight"] = reference_orthogonal(config.hidden_dim(layer), dim)
+    model = build_model(config, seed=42, dtype=torch.bfloat16, device=CPU)
+    for key, weight in expected.items():
+        assert torch.equal(model.get_parameter(key).float(), weight.bfloat16().float()), key
+    others = [key for key, weight in model.named_parameters() if key not in expected and weight.ndim == 2]
+    assert all(model.get_parameter(key).unique().numel() <= 2 for key in others)  # zeros, ones: nothing else is drawn
+
+
+def test_in_bfloat16_every_value_starts_as_one_that_bfloat16_holds() -> None:
+    weights = fresh(pico_recipe("model.lanes.start=3").model, dtype=torch.bfloat16)
+    assert weights["lanes.resid"].dtype == torch.float32
+    assert weights["lanes.resid"].unique().tolist() == [1.1015625]
+    assert all(torch.equal(weight, weight.bfloat16().to(weight.dtype)) for weight in weights.values())
+
+
+def test_the_baselines_matrices_start_uniform() -> None:
+    weights = fresh(narrow_recipe("baseline").model)
+    for name in ("blocks.0.attn.c_q.weight", "blocks.8.mlp.fc.weight"):
+        bound = 1 / math.sqrt(64)
+        assert 0.98 * bound < float(weights[name].abs().max()) <= bound
+        assert float(weights[name].std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert not weights["blocks.0.attn.proj.weight"].any()
+    assert not weights["blocks.8.mlp.proj.weight"].any()
+
+
+def test_a_head_of_its_own_starts_at_zero() -> None:
+    assert not fresh(pico_recipe("model.tie_embeddings=false", "optim.head_lr=0.008").model)["head.weight"].any()

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import pytest
 
 from golf.model.plan import LayerPlan, count_skip_rows, plan_layers
-from golf.model_config import LoopConfig, ModelConfig, RopeConfig, SkipConfig
+from golf.model_config import ModelConfig
+from golf.part_config import LoopConfig, RopeConfig, SkipConfig
 
 
 def config(

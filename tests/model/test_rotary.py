@@ -2,13 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from golf.errors import UsageError
 from golf.model.rotary import rotary_table, rotate
-from golf.model_config import RopeConfig
+from golf.part_config import RopeConfig, RopeScalingConfig
 from tests.parity.unbank import read_fixture
 
 CPU = torch.device("cpu")
@@ -102,3 +103,30 @@ def test_a_rotation_keeps_lengths() -> None:
 def test_the_channels_must_be_even_in_number() -> None:
     with pytest.raises(UsageError, match=r"model\.rope\.dims"):
         RopeConfig(dims=3)
+
+
+def scaled(method: Literal["ntk", "yarn"], dims: int = 16) -> RopeConfig:
+    return RopeConfig(dims=dims, scaling=RopeScalingConfig(method=method, trained_len=1024, length=2048))
+
+
+@pytest.mark.parametrize(("dims", "base"), [(16, 22_081.8), (64, 20_452.2)])
+def test_ntk_scaling_doubles_the_length_of_the_slowest_wave(dims: int, base: float) -> None:
+    expected = [base ** (-2 * j / dims) for j in range(dims // 2)]
+    assert frequencies(scaled("ntk", dims)) == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] == pytest.approx(10_000 ** (-(dims - 2) / dims) / 2, rel=1e-5)
+
+
+def test_yarn_keeps_fast_waves_halves_slow_ones_and_blends_between() -> None:
+    found = frequencies(scaled("yarn"))
+    for frequency, plain in zip(found, EXACT, strict=True):
+        turns = 1024 * plain / (2 * math.pi)
+        kept = min(max((turns - 1) / 31, 0.0), 1.0)
+        assert frequency == pytest.approx(kept * plain + (1 - kept) * plain / 2, rel=1e-5)
+    assert found[0] == pytest.approx(EXACT[0])
+    assert found[-1] == pytest.approx(EXACT[-1] / 2, rel=1e-5)
+    assert EXACT[2] / 2 < found[2] < EXACT[2]
+
+
+def test_scaling_to_a_shorter_length_is_refused() -> None:
+    with pytest.raises(UsageError, match="trained_len < length"):
+        RopeScalingConfig(method="ntk", trained_len=2048, length=1024)

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from golf.model.hooks import Hooks
 from golf.model.layers import Linear
-from golf.model_config import BigramConfig, ModelConfig
+from golf.model_config import ModelConfig
+from golf.part_config import BigramConfig
 
 TAP = "stem.bigram.proj"
 _CURRENT, _PREVIOUS = 36_313, 27_191  # coprime multipliers

@@ -1,10 +1,10 @@
-"""Frozen recurrent carry (parameter-golf PRs #1779 and #1801)."""
+"""Recurrent carry (parameter-golf PRs #1779 and #1801)."""
 
 import torch
 from torch import Tensor, nn
 
 from golf.model.plan import Visit
-from golf.model_config import CarryConfig, LoopConfig
+from golf.part_config import CarryConfig, LoopConfig
 
 
 class Carry(nn.Module):
@@ -14,19 +14,28 @@ class Carry(nn.Module):
         super().__init__()
         self.layers = range(loop.start, loop.end + 1)
         dtype = torch.bfloat16 if part.round_to_bfloat16 else torch.float32
-        self.register_buffer("recur_beta", torch.tensor(part.beta, dtype=dtype).float())
-        self.register_buffer("recur_alpha", torch.tensor(part.alpha, dtype=dtype).float())
+        for name, values in (("recur_beta", part.beta), ("recur_alpha", part.alpha)):
+            tensor = torch.tensor(values, dtype=dtype).float()
+            if part.learn:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
         self.recur_beta: Tensor
         self.recur_alpha: Tensor
 
-    def forward(self, y: Tensor, visit: Visit, remembered: dict[int, Tensor]) -> Tensor:
-        """Return what goes on after `visit` gave y (B, T, C); first passes fill `remembered`, a forward's own."""
+    def forward(self, y: Tensor, visit: Visit, memory: dict[str, Tensor]) -> Tensor:
+        """Return what goes on after `visit` gave y (B, T, C); first passes fill the forward's `memory`."""
         if visit.layer not in self.layers:
             return y
         if visit.pass_index == 0:
-            remembered[visit.layer] = y.detach()
+            memory[_key(visit.layer)] = y.detach()
             return y
         row = visit.layer - self.layers.start
         alpha = self.recur_alpha[row].to(y.dtype)
-        carried = torch.stack([a * remembered[layer] for a, layer in zip(alpha, self.layers, strict=True)]).sum(0)
+        first = [memory[_key(layer)] for layer in self.layers]
+        carried = torch.stack([a * x for a, x in zip(alpha, first, strict=True)]).sum(0)
         return self.recur_beta[row].to(y.dtype) * y + carried
+
+
+def _key(layer: int) -> str:
+    return f"carry.{layer}"

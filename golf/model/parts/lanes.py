@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from golf.model.blocks import Block, Streams
 from golf.model.context import Context
 from golf.model.hooks import Hooks
+from golf.model.plan import Visit
 from golf.model_config import ModelConfig
 
 _RESIDUAL = 1.1  # initial weight of a lane in its own next value
@@ -25,13 +26,13 @@ class LaneWeights(nn.Module):
 class LaneBlock(Block):
     """A = a Attn(s rms(r0 p + r1 x0));  M = m MLP(s rms(q));  lane_i <- resid_i lane_i + post_0i A + post_1i M."""
 
-    def forward(self, streams: Streams, context: Context, hooks: Hooks, slot: int) -> Streams:
+    def forward(self, streams: Streams, context: Context, hooks: Hooks, visit: Visit) -> Streams:
         """Map the lanes (p, q), each (B, T, C), to the next."""
         assert context.lanes is not None
         p, q = streams
         post, resid = (weight[self.layer].to(p.dtype) for weight in context.lanes)
-        a = self.attention_branch(self.mixed(p, context), context, hooks, slot)
-        m = self.mlp_branch(q, hooks, slot)
+        a = self.attention_branch(self.mixed(p, context), context, hooks, visit)
+        m = self.mlp_branch(q, hooks, visit)
         return (
             resid[0] * p + post[0, 0] * a + post[1, 0] * m,
             resid[1] * q + post[0, 1] * a + post[1, 1] * m,

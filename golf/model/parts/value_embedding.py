@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.layers import Linear
-from golf.model_config import ModelConfig, ValueEmbeddingConfig
+from golf.model_config import ModelConfig
+from golf.part_config import ValueEmbeddingConfig
 
 TAP = "value_embedding.proj"
 
