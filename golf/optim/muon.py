@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024) with its momentum sharded over ranks.
 
 Parameters stay per layer; matrices of one shape are stacked at step time. A rank owns an equal slice of every stack:
-it reduces those gradients, keeps their momentum and orthogonalizes them, then all ranks gather the updates.
+it reduces those gradients, keeps their state and orthogonalizes them, then all ranks gather the updates.
 N matrices of one shape, padded to a multiple of the world size; R rows, C columns.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.distributed import World
+from golf.optim.forms import Form, first_squares, level_rows, precondition, track_mousse_, track_normuon_
 from golf.optim.polar import Coefficients, normalize_rows, orthogonalize
 
 
@@ -21,22 +22,30 @@ class _Stack(NamedTuple):
     names: list[str]
     parameters: list[nn.Parameter]  # N of one shape (R, C)
     momentum: Tensor  # (padded N / world size, R, C), this rank's slice
+    squares: dict[str, Tensor]  # what the form remembers of that slice
+
+    def kept(self) -> dict[str, Tensor]:
+        """Name all state of this rank's slice."""
+        return {"momentum": self.momentum, **self.squares}
 
 
 class Muon:
-    """u = g + m b with b <- m b + g;  W <- W (1 - lr wd) - lr sqrt(max(1, R/C)) orthogonalize(u)."""
+    """b <- m b + g, u = g + m b or without Nesterov b;  W <- W (1 - lr wd) - lr sqrt(max(1, R/C)) orthogonalize(u)."""
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         *,
+        form: Form,
+        nesterov: bool,
         iterations: Coefficients,
         row_normalize: bool,
         weight_decay: float,
         dtype: torch.dtype,
         world: World,
     ) -> None:
-        self.iterations, self.row_normalize, self.weight_decay = iterations, row_normalize, weight_decay
+        self.form, self.nesterov, self.iterations = form, nesterov, iterations
+        self.row_normalize, self.weight_decay = row_normalize, weight_decay
         self.dtype, self.world = dtype, world
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name, parameter in sorted(parameters.items()):
@@ -51,10 +60,10 @@ class Muon:
         """Apply one update from the slices that `reduced_gradients` returned."""
         for stack, gradient in zip(self.stacks, gradients, strict=True):
             stack.momentum.mul_(momentum).add_(gradient)
-            update = gradient.add(stack.momentum, alpha=momentum)  # rounded once, as in the record stacks
-            if self.row_normalize:
-                update = normalize_rows(update)
-            update = self.world.gather(orthogonalize(update, self.iterations))[: len(stack.names)]
+            update = stack.momentum
+            if self.nesterov:
+                update = gradient.add(stack.momentum, alpha=momentum)  # rounded once, as in the record stacks
+            update = self.world.gather(self._direction(update, stack.squares))[: len(stack.names)]
             rows, columns = update.shape[-2:]
             scale = math.sqrt(max(1.0, rows / columns))
             weights = [parameter.data for parameter in stack.parameters]
@@ -62,25 +71,44 @@ class Muon:
             torch._foreach_add_(weights, list(update.to(weights[0].dtype)), alpha=-lr * scale)
 
     def state(self) -> dict[str, Tensor]:
-        """Gather copies of every matrix's momentum (R, C), whole and without padding, on the CPU. A collective."""
-        gathered = [(stack.names, self.world.gather(stack.momentum)) for stack in self.stacks]
+        """Gather copies of every matrix's state, whole and without padding, on the CPU. A collective.
+
+        momentum (R, C); NorMuon and Mousse also row_squares (R), Mousse column_squares (C).
+        """
+        gathered = [(s.names, key, self.world.gather(own)) for s in self.stacks for key, own in s.kept().items()]
         return {
-            f"{name}/momentum": matrix.to("cpu", copy=True)  # alone on a CPU, `gather` returns the live momentum
-            for names, whole in gathered
+            f"{name}/{key}": matrix.to("cpu", copy=True)  # alone on a CPU, `gather` returns the live state
+            for names, key, whole in gathered
             for name, matrix in zip(names, whole, strict=False)  # the rest is padding
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take this rank's slices from what `state` returned on any number of ranks."""
         for stack in self.stacks:
-            whole = self._pad([state[f"{name}/momentum"] for name in stack.names])
-            stack.momentum.copy_(whole.chunk(self.world.size)[self.world.rank])
+            for key, own in stack.kept().items():
+                whole = self._pad([state[f"{name}/{key}"] for name in stack.names])
+                own.copy_(whole.chunk(self.world.size)[self.world.rank])
+
+    def _direction(self, update: Tensor, squares: dict[str, Tensor]) -> Tensor:
+        """Orthogonalize `update` (n, R, C) in the form of this optimizer, whose `squares` move on by one step."""
+        if self.row_normalize:
+            update = normalize_rows(update)
+        if self.form == "mousse":
+            track_mousse_(squares, update)
+            update = precondition(update, squares)
+        direction = orthogonalize(update, self.iterations)
+        if self.form == "normuon":
+            track_normuon_(squares, direction)
+            direction = level_rows(direction, squares)
+        return direction
 
     def _stack(self, named: list[tuple[str, nn.Parameter]]) -> _Stack:
         names, parameters = [name for name, _ in named], [parameter for _, parameter in named]
         owned = math.ceil(len(names) / self.world.size)
-        shape = (owned, *parameters[0].shape)
-        return _Stack(names, parameters, torch.zeros(shape, dtype=self.dtype, device=parameters[0].device))
+        rows, columns = parameters[0].shape
+        shape, device = (owned, rows, columns), parameters[0].device
+        momentum = torch.zeros(shape, dtype=self.dtype, device=device)
+        return _Stack(names, parameters, momentum, first_squares(self.form, shape, device))
 
     def _stacked_gradients(self, stack: _Stack) -> Tensor:
         absent = torch.zeros_like(stack.parameters[0])

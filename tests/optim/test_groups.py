@@ -6,11 +6,12 @@ from torch import nn
 
 from golf.optim.groups import split_parameters
 from golf.roles import role_of
-from tests.pico import pico_model
+from tests.pico import pico_model, pico_recipe
 
 
-def test_the_groups_share_out_all_parameters() -> None:
-    model = pico_model()
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_the_groups_share_out_all_parameters(tied: str) -> None:
+    model = pico_model(pico_recipe(f"model.tie_embeddings={tied}"))
     groups = split_parameters(model)
     names = [name for group in groups for name in group]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
@@ -23,6 +24,11 @@ def test_matrices_lookups_and_the_rest_go_apart() -> None:
     assert {"stem.bigram.proj.weight", "blocks.3.mlp.fc.weight"} < set(groups.matrix)
     assert {"skips.gates", "blocks.0.resid_mix", "stem.smear.weight", "stem.bigram.scale"} < set(groups.scalar)
     assert all(role_of(name, parameter.ndim).is_matrix for name, parameter in groups.matrix.items())
+
+
+def test_an_untied_head_is_alone_in_its_group() -> None:
+    assert set(split_parameters(pico_model(pico_recipe("model.tie_embeddings=false"))).head) == {"head.weight"}
+    assert split_parameters(pico_model()).head == {}
 
 
 def test_a_parameter_without_a_role_is_refused() -> None:
