@@ -1,7 +1,7 @@
 """The recipe as a frozen value: one dataclass a table. Nothing else configures anything.
 
-The model's tables are in `golf.model_config`. What contradicts itself is refused here, what is unknown or of the wrong
-type by `golf.recipe`, which reads the TOML.
+The larger tables are in `golf.model_config`, `training_config`, `quant_config` and `ttt_config`. What contradicts
+itself is refused where it is declared, what is unknown or of the wrong type by `golf.recipe`, which reads the TOML.
 """
 
 import dataclasses
@@ -12,6 +12,9 @@ from typing import Any, Literal
 from golf.errors import require, require_least
 from golf.files import canonical_json
 from golf.model_config import ModelConfig
+from golf.quant_config import QuantConfig
+from golf.training_config import AverageConfig, OptimConfig, ScheduleConfig
+from golf.ttt_config import TttConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,123 +23,29 @@ class DataConfig:
 
     dataset: str  # folder name below the data root
     batch_tokens: int  # tokens of one optimizer step over all ranks, a multiple of 8
-    seq_len: int  # a document is cut into segments of at most this many tokens
+    seq_len: int  # tokens of a row; of a piece of a document where documents are packed
+    loader: Literal["packed", "sequential", "shuffled", "coprime"] = "packed"  # docs/training.md
 
     def __post_init__(self) -> None:
         require_least(1, "data", batch_tokens=self.batch_tokens, seq_len=self.seq_len)
         require(self.batch_tokens % 8 == 0, "data.batch_tokens must be a multiple of 8, the number of virtual ranks")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """Muon for matrices, AdamW for embeddings and for everything small."""
-
-    matrix_lr: float
-    embed_lr: float
-    scalar_lr: float
-    momentum: float
-    momentum_start: float
-    momentum_warmup_steps: int
-    newton_schulz: Literal["classic", "polar_express"] = "classic"
-    newton_schulz_steps: int = 5
-    row_normalize: bool = False
-    matrix_weight_decay: float = 0.0
-    embed_weight_decay: float = 0.0
-    scalar_weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    adam_eps: float = 1e-8
-    grad_clip_norm: float = 0.0  # of the averaged gradient; 0 = off
-
-    def __post_init__(self) -> None:
-        require_least(1, "optim", newton_schulz_steps=self.newton_schulz_steps)
-        few = self.newton_schulz == "classic" or self.newton_schulz_steps <= 5
-        require(few, "optim.newton_schulz_steps must be at most 5: Polar Express has no more")
-        require_least(0, "optim", momentum_warmup_steps=self.momentum_warmup_steps)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ScheduleConfig:
-    """Progress from 0 to 1 and what switches where."""
-
-    iterations: int  # progress = step / iterations when there is no clock
-    max_seconds: float = 0.0  # > 0: progress = elapsed / (max_seconds - reserve_seconds)
-    reserve_seconds: float = 0.0
-    warmdown_fraction: float = 0.0
-    min_lr: float = 0.0  # floor of the learning-rate multiplier
-    loop_at: float | None = None  # progress at which the model's loop is switched on
-    late_qat_below: float = 0.0  # fake-quantize once the multiplier is below this; 0 = never
-
-    def __post_init__(self) -> None:
-        require(self.iterations > 0, "schedule.iterations must be positive")
-        require(0 <= self.warmdown_fraction <= 1, "schedule.warmdown_fraction must be between 0 and 1")
-        require(0 <= self.min_lr <= 1, "schedule.min_lr must be between 0 and 1")
-        require(self.loop_at is None or 0 <= self.loop_at <= 1, "schedule.loop_at must be between 0 and 1")
-        require_least(0, "schedule", max_seconds=self.max_seconds, reserve_seconds=self.reserve_seconds)
-        clock = self.max_seconds > 0
-        require(clock or not self.reserve_seconds, "schedule.reserve_seconds does nothing without max_seconds")
-        require(not clock or self.max_seconds > self.reserve_seconds, "schedule.reserve_seconds leaves no time")
-        decays = self.warmdown_fraction > 0
-        require(decays or not self.late_qat_below, "schedule.late_qat_below never acts without warmdown_fraction")
-        require(decays or not self.min_lr, "schedule.min_lr does nothing without warmdown_fraction")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AverageConfig:
-    """Weight averages kept during training."""
-
-    ema_decay: float = 0.0  # 0 = no exponential average
-    swa_every: int = 0  # steps between snapshots of the stochastic weight average; 0 = none
-    swa_below: float = 0.2  # snapshots are taken while the lr multiplier is below this
-    swa_of: Literal["raw", "ema"] = "raw"
-    shadows: tuple[float, ...] = (0.05, 0.10)  # relative widths of the power-function averages for post-hoc EMA
-    shadow_snapshots: int = 0  # equally spaced files that hold the shadows alone
-    use: Literal["raw", "ema", "swa"] = "ema"  # what the finished model's weights are
-
-    def __post_init__(self) -> None:
-        require(0 <= self.ema_decay < 1, "average.ema_decay must be in [0, 1)")
-        require_least(0, "average", swa_every=self.swa_every, shadow_snapshots=self.shadow_snapshots)
-        needs_ema = self.use == "ema" or (self.swa_every > 0 and self.swa_of == "ema")
-        require(not needs_ema or self.ema_decay > 0, "average.use or swa_of is 'ema' but average.ema_decay is 0")
-        require(self.use != "swa" or self.swa_every > 0, "average.use is 'swa' but average.swa_every is 0")
-        require(self.shadow_snapshots == 0 or bool(self.shadows), "average.shadow_snapshots without average.shadows")
-        require(all(0 < width < 0.288 for width in self.shadows), "average.shadows must lie between 0 and 0.288")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class QuantConfig:
-    """Bits and clips by role of a tensor, calibration, and the codec of the artifact."""
-
-    matrix_bits: int = 6
-    embed_bits: int = 8
-    attn_clip_sigmas: float = 12.85
-    mlp_clip_sigmas: float = 12.85
-    matrix_clip_sigmas: float = 12.85  # matrices outside attention and MLP
-    embed_clip_sigmas: float = 20.0
-    damping: float = 0.01  # of the Hessian's diagonal, relative to its mean
-    hessian_lambda: float = 0.0  # Hessian-aware clip; 0 = plain SDClip
-    calibration_batches: int = 16
-    calibration_windows: int = 48  # windows of data.seq_len tokens in a batch
-    codec: Literal["brotli", "lzma", "zlib"] = "brotli"
-
-    def __post_init__(self) -> None:
-        for name in ("matrix_bits", "embed_bits"):
-            require(2 <= getattr(self, name) <= 8, f"quant.{name} must be between 2 and 8")
-        require(0 <= self.hessian_lambda < 1, "quant.hessian_lambda must be in [0, 1)")
-        batches, windows = self.calibration_batches, self.calibration_windows
-        require_least(1, "quant", calibration_batches=batches, calibration_windows=windows)
+        whole = self.loader == "packed" or self.batch_tokens % (8 * self.seq_len) == 0
+        require(whole, "data.batch_tokens must be a multiple of 8 data.seq_len unless data.loader is 'packed'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Plain evaluation: every validation token once, in rows of `batch_tokens`."""
+    """Evaluation: every validation token once, in rows of `batch_tokens`."""
 
     seq_len: int
     batch_tokens: int
+    sliding_stride: int | None = None  # of windows of seq_len, each scoring its last tokens; None: plain rows
 
     def __post_init__(self) -> None:
         require_least(1, "eval", seq_len=self.seq_len, batch_tokens=self.batch_tokens)
         require(self.batch_tokens % self.seq_len == 0, "eval.batch_tokens must be a multiple of eval.seq_len")
+        inside = self.sliding_stride is None or 0 < self.sliding_stride <= self.seq_len
+        require(inside, "eval.sliding_stride must be 1 to eval.seq_len")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,14 +56,29 @@ class RunConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations and of Newton-Schulz
     rows_per_micro_batch: int = 0  # virtual ranks in one forward; 0 = all that a process has
     log_every: int = 10  # steps
+    priming_steps: int = 0  # thrown away before the clock starts, with the loop off and as many with it on
     cpu_threads: int = 0  # without a GPU: threads of a process, on which the last digits depend; 0 = PyTorch's choice
     checkpoints: tuple[str, ...] = ()  # beside the phase boundaries: "frac_25" (percent) or "step_500"
 
     def __post_init__(self) -> None:
         require_least(1, "run", log_every=self.log_every)
+        require_least(0, "run", priming_steps=self.priming_steps)
         for name in self.checkpoints:
             valid = re.fullmatch(r"frac_([1-9][0-9]?|100)|step_[1-9][0-9]*", name)
             require(valid is not None, f"run.checkpoints: {name!r} is not frac_N (1 to 100) or step_N (from 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CompatConfig:
+    """Where the published scripts differ from golf, one switch each; the defaults are golf's ways."""
+
+    clip: Literal["global", "local"] = "global"  # local: each rank clips its own gradient before averaging
+    clock: Literal["rank0", "rank"] = "rank0"  # rank: each rank's clock sets its rates, loop and late QAT
+    loader_group: Literal["virtual", "world"] = "virtual"  # segments that must fit into a shard together: 8, or a rank
+    train_loss: Literal["mean", "rank0"] = "mean"  # rank0: rank 0's own loss is logged too
+    stale_muon_momentum: bool = False  # a fresh run starts with Muon's momentum of the priming steps
+    eval_drop_tail: bool = False  # also score without each of 8 ranks' incomplete last batch
+    eval_logits_bf16: bool = True  # evaluation rounds soft-capped logits to the activations' dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,16 +95,41 @@ class Recipe:
     quant: QuantConfig
     eval: EvalConfig
     run: RunConfig
+    ttt: TttConfig | None = None
+    compat: CompatConfig = CompatConfig()
 
     def __post_init__(self) -> None:
         has_loop, has_switch = self.model.loop is not None, self.schedule.loop_at is not None
         require(not has_switch or has_loop, "schedule.loop_at does nothing without [model.loop]")
         require(not has_loop or has_switch, "[model.loop] never runs without schedule.loop_at")
+        twice = self.model.ternary is not None and self.schedule.late_qat_below > 0
+        require(not twice, "schedule.late_qat_below would round what [model.ternary] already rounds; keep one")
+        has_head, has_rate = not self.model.tie_embeddings, self.optim.head_lr is not None
+        require(has_rate or not has_head, "model.tie_embeddings = false needs optim.head_lr (0.008 as published)")
+        require(has_head or not has_rate, "optim.head_lr acts on nothing while model.tie_embeddings is true")
+        self._check_compat()
+
+    def _check_compat(self) -> None:
+        compat, alone = self.compat, "does nothing without"
+        clips, clocked = self.optim.grad_clip_norm > 0, self.schedule.max_seconds > 0
+        require(compat.clip == "global" or clips, f"compat.clip 'local' {alone} optim.grad_clip_norm")
+        one_history = compat.clip == "global" or not self.optim.lyapunov_window
+        require(one_history, "optim.lyapunov_window needs compat.clip 'global': local clips have norms of their own")
+        require(compat.clock == "rank0" or clocked, f"compat.clock 'rank' {alone} schedule.max_seconds")
+        grouped = compat.loader_group == "virtual" or self.data.loader == "packed"
+        require(grouped, f"compat.loader_group 'world' {alone} data.loader 'packed'")
+        primed = not compat.stale_muon_momentum or self.run.priming_steps > 0
+        require(primed, f"compat.stale_muon_momentum {alone} run.priming_steps")
+        rounds = compat.eval_logits_bf16 or self.run.dtype == "bfloat16"
+        require(rounds, f"compat.eval_logits_bf16 = false {alone} run.dtype 'bfloat16': nothing is rounded anyway")
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all values but the two texts that describe the recipe."""
-        values = {key: value for key, value in self.to_dict().items() if key not in ("name", "description")}
+        """SHA-256 over all values that are not defaults, but for the two texts that describe the recipe.
+
+        So a new key, whose default is how golf was without it, changes no older recipe's digest.
+        """
+        values = {key: value for key, value in _chosen(self).items() if key not in ("name", "description")}
         return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,8 +138,18 @@ class Recipe:
         return values
 
 
-def _plain(value: Any) -> Any:
+def _chosen(value: Any) -> Any:
+    """Return what differs from the defaults, as `_plain` writes it; an optional table that is on is there, if empty."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: _plain(item) for name, item in pairs if item is not None}
+        pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: _chosen(item) for field, item in pairs if item != field.default}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return plain nested values as TOML has them: what is off is left out, or False where it is on by default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        told = [(field.name, item) for field, item in pairs if item is not None or field.default is not None]
+        return {name: False if item is None else _plain(item) for name, item in told}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

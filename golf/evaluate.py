@@ -5,7 +5,7 @@ sums are added in batch order: the result does not depend on the number of ranks
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from golf.config import EvalConfig
 from golf.data.bytes import ByteCounter
-from golf.data.documents import Batch, segment_rows
+from golf.data.documents import Batch, build_cu_seqlens, segment_rows
 from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
+from golf.kernels.softcapped_ce import softcapped_cross_entropy
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
 
@@ -54,34 +55,59 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ValidationStream:
-    """The tokens to score and how to count their bytes."""
+    """The tokens to score, in which contexts and how exactly, and how to count their bytes."""
 
     tokens: npt.NDArray[np.uint16]
     counter: ByteCounter
     config: EvalConfig
     bos_id: int
+    cross_documents: bool = False  # rows of seq_len tokens, one segment each, instead of documents
+    rounds_logits: bool = False  # soft-capped ones, to the activations' dtype, as in the published evaluations
+    whole_batches_of: int = 0  # ranks of the published scripts, whose incomplete last batches are left out; 0 = none
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """Stream position of each batch's first input."""
+        if self.whole_batches_of == 0:
+            return range(0, len(self.tokens) - 1, self.config.batch_tokens)
+        ranks = range(self.whole_batches_of)
+        return [start for rank in ranks for start in self.rank_starts(rank)]
+
+    def rank_starts(self, rank: int) -> range:
+        """Return the starts of the batches that `rank` of `whole_batches_of` ranks scores in the published scripts.
+
+        The stream's whole sequences of seq_len are shared out in equal ranges, and a range's last batch is dropped
+        unless it is full. So the score depends on the number of ranks.
+        """
+        seq_len, size, ranks = self.config.seq_len, self.config.batch_tokens, self.whole_batches_of
+        total = (len(self.tokens) - 1) // seq_len
+        first, stop = (total * number // ranks * seq_len for number in (rank, rank + 1))
+        return range(first, stop - size + 1, size)
 
     def __len__(self) -> int:
         """Number of batches."""
-        return math.ceil((len(self.tokens) - 1) / self.config.batch_tokens)
+        return len(self.starts)
 
     def batch(self, index: int) -> tuple[Batch, Tensor, int]:
-        """Return batch `index` as one row, the mask (1, T) of its real targets, and those targets' bytes.
+        """Return batch `index`, the mask (B, T) of its real targets, and those targets' bytes.
 
-        Segments start at the row, at every document, and every `seq_len` tokens; the last batch is padded to the
-        common length with tokens whose targets the mask leaves out.
+        One row with segments at its start, at every document, and every `seq_len` tokens; or rows of `seq_len` that are
+        one segment each. The last batch is padded to the common length with tokens whose targets the mask leaves out.
         """
-        size = self.config.batch_tokens
-        start = index * size
+        size, seq_len = self.config.batch_tokens, self.config.seq_len
+        start = self.starts[index]
         stop = min(start + size, len(self.tokens) - 1)
         window = np.zeros(size + 1, dtype=np.int64)
         window[: stop - start + 1] = self.tokens[start : stop + 1]
-        row = torch.from_numpy(window)
-        inputs, targets = row[None, :-1], row[None, 1:]
-        cu_seqlens = segment_rows(inputs, bos_id=self.bos_id, max_doc_len=self.config.seq_len)
-        mask = torch.arange(size)[None] < stop - start
+        stretch = torch.from_numpy(window)
+        shape = (-1, seq_len) if self.cross_documents else (1, size)
+        inputs, targets, positions = (part.view(shape) for part in (stretch[:-1], stretch[1:], torch.arange(size)))
+        if self.cross_documents:
+            cu_seqlens, _ = build_cu_seqlens(range(0, size, seq_len), size, max_doc_len=0)
+        else:
+            cu_seqlens = segment_rows(inputs, bos_id=self.bos_id, max_doc_len=seq_len)
         charged = self.counter.bytes_of(self.tokens, start, stop)
-        return Batch(inputs, targets, cu_seqlens, self.config.seq_len), mask, int(charged.sum())
+        return Batch(inputs, targets, cu_seqlens, seq_len), positions < stop - start, int(charged.sum())
 
 
 @torch.no_grad()
@@ -105,7 +131,9 @@ def evaluate(
     sums = torch.zeros(rounds, 3, dtype=torch.float64, device=world.device)
     for turn, index in _own(count, world):
         batch, mask, charged = stream.batch(index)
-        losses = model(batch.to(world.device), plan=plan).double()
+        batch = batch.to(world.device)
+        logits, cap = model.raw_logits(batch, plan=plan), model.config.logit_softcap
+        losses = softcapped_cross_entropy(logits, batch.targets, cap=cap, rounds=stream.rounds_logits).double()
         mask = mask.to(world.device)
         sums[turn, 0] = torch.where(mask, losses, 0.0).sum()
         sums[turn, 1], sums[turn, 2] = mask.sum(), charged

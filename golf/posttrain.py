@@ -15,13 +15,16 @@ from torch import Tensor
 
 from golf.artifact.budget import byte_ledger
 from golf.checkpoint import Checkpoint
-from golf.config import QuantConfig, Recipe
+from golf.config import Recipe
 from golf.data.shards import Dataset
-from golf.distributed import World
+from golf.distributed import VIRTUAL_RANKS, World
+from golf.errors import require
+from golf.evaluate import Score, evaluate
 from golf.files import sha256_bytes, write_bytes, write_json
 from golf.log import Log
 from golf.model.plan import plan_layers
 from golf.quant.qat import fake_quantized_forward
+from golf.quant_config import QuantConfig
 from golf.run_folder import RunFolder, versions
 from golf.train_state import open_loader
 from golf.workbench import Workbench, checkpoint_weights
@@ -39,6 +42,7 @@ def rehearse(recipe: Recipe, dataset: Dataset, world: World, log: Log) -> None:
     short = _sliver(recipe.quant)
     weights = bench.load(_stirred(bench.model.state_dict()))
     outcome = bench.quantize(weights, bench.hessians(log, short), short, limit_batches=1)
+    _values(bench, outcome.score, limit_batches=1)
     byte_ledger(outcome.artifact)
     log.event("rehearsal", seconds=round(time.perf_counter() - started, 3), artifact_bytes=len(outcome.artifact))
 
@@ -51,7 +55,8 @@ def finish(
     bench = Workbench.build(recipe, dataset, world, looping=checkpoint.manifest.looping)
     weights = bench.load(checkpoint_weights(checkpoint, bench.model.state_dict()))
     score = bench.score(log, "evaluate")
-    log.event("evaluated", step=checkpoint.manifest.step, weights=checkpoint.manifest.boundary, **score.to_dict())
+    unquantized = _values(bench, score)
+    log.event("evaluated", step=checkpoint.manifest.step, weights=checkpoint.manifest.boundary, **unquantized)
     hessians = bench.hessians(log, recipe.quant)
     outcome = bench.quantize(weights, hessians, recipe.quant)
     ledger = byte_ledger(outcome.artifact)
@@ -66,8 +71,8 @@ def finish(
         "steps": checkpoint.manifest.step,
         "train_seconds": checkpoint.manifest.elapsed_seconds,
         "world_size": world.size,
-        "unquantized": score.to_dict(),
-        "quantized": outcome.score.to_dict(),
+        "unquantized": unquantized,
+        "quantized": _values(bench, outcome.score),
         "quantization_gap_bpb": outcome.score.val_bpb - score.val_bpb,
         "artifact": {"file": folder.artifact.name, "sha256": sha256_bytes(outcome.artifact), **ledger.to_dict()},
         "posttrain_seconds": time.perf_counter() - started,
@@ -88,12 +93,25 @@ def peak_memory(world: World) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _values(bench: Workbench, score: Score, *, limit_batches: int | None = None) -> dict[str, Any]:
+    """Return the score of the weights that the model holds, with what the published scripts would say if wanted."""
+    values: dict[str, Any] = dict(score.to_dict())
+    if bench.recipe.compat.eval_drop_tail:
+        stream = replace(bench.stream, whole_batches_of=VIRTUAL_RANKS)
+        few = f"compat.eval_drop_tail leaves no target to score: no rank of {VIRTUAL_RANKS} has a whole batch"
+        require(len(stream) > 0, f"{few}; lower eval.batch_tokens or switch it off")
+        dropped = evaluate(bench.model, stream, plan=bench.plan, world=bench.world, limit_batches=limit_batches)
+        values["drop_tail"] = dropped.to_dict()
+    return values
+
+
 def _rehearse_backward(bench: Workbench) -> None:
     loader = open_loader(bench.recipe, bench.dataset, bench.world)
     batch = loader.next_step()[0].to(bench.world.device)
     loader.close()
     for looping in (False, True):
-        bench.model(batch, plan=plan_layers(bench.recipe.model, looping=looping)).mean().backward()
+        plan = plan_layers(bench.recipe.model, looping=looping)
+        bench.model(batch, plan=plan, auxiliary=True).mean().backward()
     if bench.recipe.schedule.late_qat_below > 0:
         fake_quantized_forward(bench.model, batch, plan=bench.plan, config=bench.recipe.quant).mean().backward()
     silent = [name for name, parameter in bench.model.named_parameters() if parameter.grad is None]
@@ -110,4 +128,5 @@ def _stirred(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sliver(config: QuantConfig) -> QuantConfig:
-    return replace(config, calibration_batches=1, calibration_windows=min(4, config.calibration_windows))
+    windows = min(4, config.calibration_windows)
+    return replace(config, calibration_batches=1, calibration_windows=windows, prune_to_bytes=None)

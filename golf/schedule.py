@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from golf.config import OptimConfig, Recipe, ScheduleConfig
+from golf.config import Recipe
+from golf.training_config import OptimConfig, ScheduleConfig
 
 
 class Moment(NamedTuple):
@@ -17,18 +18,21 @@ class Moment(NamedTuple):
     done: bool
 
 
-def moment(recipe: Recipe, *, step: int, elapsed_seconds: float) -> Moment:
-    """Evaluate the schedule after `step` steps and `elapsed_seconds` of training."""
+def moment(recipe: Recipe, *, step: int, elapsed_seconds: float, qat_began: bool = False) -> Moment:
+    """Evaluate the schedule after `step` steps and `elapsed_seconds` of training.
+
+    Once it `qat_began`, late QAT stays on, also where a warmdown by steps lets the multiplier rise again.
+    """
     schedule = recipe.schedule
     progress = progress_of(schedule, step=step, elapsed_seconds=elapsed_seconds)
-    multiplier = lr_multiplier(schedule, progress)
+    multiplier = lr_multiplier(schedule, progress, step=step)
     return Moment(
         step=step,
         progress=progress,
         lr_multiplier=multiplier,
         momentum=muon_momentum(recipe.optim, step),
         looping=schedule.loop_at is not None and progress >= schedule.loop_at,
-        late_qat=multiplier < schedule.late_qat_below,
+        late_qat=qat_began or multiplier < schedule.late_qat_below,
         done=progress >= 1.0 or step >= schedule.iterations,
     )
 
@@ -40,11 +44,19 @@ def progress_of(schedule: ScheduleConfig, *, step: int, elapsed_seconds: float) 
     return step / schedule.iterations
 
 
-def lr_multiplier(schedule: ScheduleConfig, progress: float) -> float:
-    """1 until the warmdown, then linear to 0 at the end, never below min_lr."""
-    if progress < 1.0 - schedule.warmdown_fraction or schedule.warmdown_fraction == 0:
+def lr_multiplier(schedule: ScheduleConfig, progress: float, *, step: int | None = None) -> float:
+    """1 until the warmdown, then linear to 0 at the end, never below min_lr.
+
+    A warmdown of n steps on a clock lasts n times the mean time of a step so far (parameter-golf PR #401 and before),
+    so it moves with the machine's speed: on one that is slow enough training would start already decayed. With
+    warmdown_fraction too, the shorter of both holds: the published form on its own hardware, and at most that fraction
+    elsewhere. Without a `step`, as for a forecast, no time is known and a clocked run is taken to decay over its
+    warmdown_fraction, or else as if it made all its iterations.
+    """
+    share = _warmdown_share(schedule, progress, step)
+    if progress < 1.0 - share or share == 0:
         return 1.0
-    decayed = (1.0 - progress) / schedule.warmdown_fraction
+    decayed = (1.0 - progress) / share
     return max(min(decayed, 1.0), schedule.min_lr)  # rounding alone may put the first one above 1
 
 
@@ -90,3 +102,18 @@ def _listed(name: str, before: Moment, now: Moment) -> bool:
     if kind == "step":
         return before.step < int(number) <= now.step
     return before.progress < int(number) / 100 <= now.progress
+
+
+def _warmdown_share(schedule: ScheduleConfig, progress: float, step: int | None) -> float:
+    """The share of the run's progress that the warmdown takes, as far as is known by now."""
+    fraction = schedule.warmdown_fraction
+    if schedule.warmdown_steps == 0:
+        return fraction
+    if schedule.max_seconds == 0:
+        a_step = 1 / schedule.iterations
+    elif step is None:
+        a_step = fraction / schedule.warmdown_steps or 1 / schedule.iterations
+    else:
+        a_step = progress / max(step, 1)
+    share = schedule.warmdown_steps * a_step
+    return min(share, fraction) if fraction else share

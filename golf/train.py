@@ -1,7 +1,8 @@
 """The training loop, top to bottom, and resume.
 
-Rank 0 decides: its clock sets the learning rate, the loop switch and the stop for all ranks. The clock stands still
-while checkpoints are gathered. A boundary's checkpoint is the state before the step at which the phase changes.
+Rank 0 decides: its clock sets the learning rate, the loop switch and the stop for all ranks. The clock starts after
+priming and stands still while checkpoints are gathered. A boundary's checkpoint is the state before the step at which
+the phase changes.
 """
 
 import contextlib
@@ -22,12 +23,13 @@ from golf.errors import InterruptedRunError, NumericalFaultError
 from golf.kernels import attention
 from golf.log import Log
 from golf.model.init import count_parameters
-from golf.model.plan import LayerPlan, plan_layers
-from golf.quant.qat import fake_quantized_forward
+from golf.model.plan import plan_layers
+from golf.priming import prime
 from golf.run_folder import RunFolder, versions
 from golf.saver import Clock, Saver
 from golf.schedule import Moment, moment
 from golf.train_state import TrainState
+from golf.train_step import forward_backward
 
 FIRST_STEPS = 5  # are all reported: a wrong start shows at once
 
@@ -55,9 +57,10 @@ def train(
     if resume is not None:
         state.restore(resume)
         step, elapsed = resume.manifest.step, resume.manifest.elapsed_seconds
-        before = moment(recipe, step=step, elapsed_seconds=elapsed)
+        before = moment(recipe, step=step, elapsed_seconds=elapsed, qat_began=resume.manifest.optimizer["late_qat"])
         loss.fill_(resume.manifest.metrics.get("train_loss", 0.0))
     _announce(state, dataset, world, log, step)
+    prime(state, plans, log, keep_muon_momentum=recipe.compat.stale_muon_momentum and resume is None)
     clock = Clock(elapsed)
     parents = [resume.manifest.data_sha256] if resume else []
     with (
@@ -67,7 +70,7 @@ def train(
     ):
         bar.advance(step)
         while True:
-            now, stop = _agree(recipe, step, clock, world, interrupted)
+            now, own, stop = _agree(recipe, step, before, clock, world, interrupted)
             saver.at_boundaries(before, now, loss)
             if stop:
                 saver.save(["interrupted"], before, now, loss)
@@ -75,37 +78,24 @@ def train(
                 raise InterruptedRunError(f"stopped at step {step}; continue with: {how}")
             if now.done:
                 return saver.finish(before, now, loss)
-            loss = _forward_backward(state, plans[now.looping], now)
-            norm = state.optimizer.step(lr_multiplier=now.lr_multiplier, momentum=now.momentum)
+            loss = forward_backward(state, plans[own.looping], late_qat=own.late_qat)
+            norm = state.optimizer.step(lr_multiplier=own.lr_multiplier, momentum=own.momentum)
             step, before = step + 1, now
-            state.averages.update(step=step, lr_multiplier=now.lr_multiplier)
+            state.averages.update(step=step, lr_multiplier=own.lr_multiplier)
             if step % recipe.run.log_every == 0 or step <= FIRST_STEPS:
                 values = _global_values(state, step, loss, norm, world)
                 bar.advance(step - bar.done)
-                _report(log, step, now, values, clock)
+                _report(log, step, own, values, clock)
 
 
-def _forward_backward(state: TrainState, plan: LayerPlan, now: Moment) -> Tensor:
-    """Accumulate the gradient of one step's mean loss; return this rank's mean loss ()."""
-    batches = state.loader.next_step()
-    device = next(state.model.parameters()).device
-    total = torch.zeros((), device=device)
-    for batch in batches:
-        batch = batch.to(device, non_blocking=True)
-        if now.late_qat:
-            losses = fake_quantized_forward(state.model, batch, plan=plan, config=state.recipe.quant)
-        else:
-            losses = state.model(batch, plan=plan)
-        loss = losses.mean() / len(batches)
-        loss.backward()
-        total += loss.detach()
-    return total
-
-
-def _agree(recipe: Recipe, step: int, clock: Clock, world: World, interrupted: list[int]) -> tuple[Moment, bool]:
-    """Evaluate the schedule on rank 0's clock, and whether rank 0 was asked to stop."""
-    elapsed, stop = world.agree([clock.elapsed_seconds, float(bool(interrupted))])
-    return moment(recipe, step=step, elapsed_seconds=elapsed), bool(stop)
+def _agree(
+    recipe: Recipe, step: int, before: Moment | None, clock: Clock, world: World, interrupted: list[int]
+) -> tuple[Moment, Moment, bool]:
+    """Evaluate the schedule on rank 0's clock and on the one that sets this rank's step; say if rank 0 should stop."""
+    mine, began = clock.elapsed_seconds, before is not None and before.late_qat
+    elapsed, stop = world.agree([mine, float(bool(interrupted))])
+    now, own = (moment(recipe, step=step, elapsed_seconds=seconds, qat_began=began) for seconds in (elapsed, mine))
+    return now, own if recipe.compat.clock == "rank" else now, bool(stop)
 
 
 def _global_values(state: TrainState, step: int, loss: Tensor, norm: Tensor, world: World) -> dict[str, float]:
@@ -113,6 +103,8 @@ def _global_values(state: TrainState, step: int, loss: Tensor, norm: Tensor, wor
     mean = loss.clone()
     world.mean_(mean)
     values = {"train_loss": float(mean), "grad_norm": float(norm)}
+    if state.recipe.compat.train_loss == "rank0":
+        values["train_loss_rank0"] = float(loss)  # rank 0 alone writes the log
     for name, value in values.items():
         if not math.isfinite(value):
             broken = [key for key, tensor in state.model.state_dict().items() if not bool(tensor.isfinite().all())]
@@ -145,14 +137,14 @@ def _announce(state: TrainState, dataset: Dataset, world: World, log: Log, step:
         "recipe_digest": recipe.digest,
         "dataset_digest": dataset.digest(),
         "parameters": count_parameters(state.model),
-        "optimizer_groups": {key: sorted(group) for key, group in groups._asdict().items()},
+        "optimizer_groups": {key: sorted(group) for key, group in groups._asdict().items() if group},
         "world_size": world.size,
         "device": str(world.device),
         "attention": attention.describe(world.device),
         "versions": versions(),
     }
     log.event("start", step=step, **facts)
-    sizes = ", ".join(f"{len(group)} {key}" for key, group in groups._asdict().items())
+    sizes = ", ".join(f"{len(group)} {key}" for key, group in facts["optimizer_groups"].items())
     log.note(f"{recipe.name}: {facts['parameters']:,} parameters ({sizes} tensors), {world.size} x {world.device.type}")
     log.note(f"attention: {facts['attention']}")
 

@@ -8,9 +8,12 @@ from torch import Tensor
 from golf.averaging import Averages
 from golf.checkpoint import Checkpoint
 from golf.config import Recipe
-from golf.data.loader import PackedLoader
+from golf.data.loader import Loader, Stream
+from golf.data.packed import PackedStream
+from golf.data.sampled import SampledStream
+from golf.data.sequential import SequentialStream
 from golf.data.shards import Dataset
-from golf.distributed import World
+from golf.distributed import VIRTUAL_RANKS, World
 from golf.errors import BadFileError
 from golf.model.gpt import GPT
 from golf.model.init import build_model
@@ -25,7 +28,7 @@ class TrainState:
     model: GPT
     optimizer: Optimizer
     averages: Averages
-    loader: PackedLoader
+    loader: Loader
 
     @classmethod
     def build(cls, recipe: Recipe, dataset: Dataset, world: World) -> "TrainState":
@@ -33,7 +36,7 @@ class TrainState:
         world.limit_threads(recipe.run.cpu_threads)
         dtype = getattr(torch, recipe.run.dtype)
         model = build_model(recipe.model, seed=recipe.run.seed, dtype=dtype, device=world.device)
-        optimizer = Optimizer(model, recipe.optim, dtype=dtype, world=world)
+        optimizer = Optimizer(model, recipe.optim, dtype=dtype, world=world, clip=recipe.compat.clip)
         return cls(recipe, model, optimizer, Averages(model, recipe.average), open_loader(recipe, dataset, world))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -58,14 +61,28 @@ class TrainState:
         self.loader.restore(checkpoint.manifest.loader)
 
 
-def open_loader(recipe: Recipe, dataset: Dataset, world: World) -> PackedLoader:
+def open_loader(recipe: Recipe, dataset: Dataset, world: World) -> Loader:
     """Open the training stream of `dataset` as this rank sees it."""
-    return PackedLoader(
-        dataset.train,
-        batch_tokens=recipe.data.batch_tokens,
-        max_doc_len=recipe.data.seq_len,
+    return Loader(
+        _open_stream(recipe, dataset, world),
         bos_id=dataset.bos_id,
+        max_doc_len=recipe.data.seq_len,
         rank=world.rank,
         world_size=world.size,
         rows_per_micro_batch=recipe.run.rows_per_micro_batch,
+        cross_documents=recipe.model.cross_documents,
     )
+
+
+def _open_stream(recipe: Recipe, dataset: Dataset, world: World) -> Stream:
+    paths, tokens, seq_len = dataset.train, recipe.data.batch_tokens, recipe.data.seq_len
+    match recipe.data.loader:
+        case "packed":
+            group = world.size if recipe.compat.loader_group == "world" else VIRTUAL_RANKS
+            return PackedStream.open(paths, batch_tokens=tokens, bos_id=dataset.bos_id, group_ranks=group)
+        case "sequential":
+            return SequentialStream.open(paths, batch_tokens=tokens, seq_len=seq_len)
+        case "shuffled":
+            return SampledStream.shuffled(paths, batch_tokens=tokens, seq_len=seq_len)
+        case "coprime":
+            return SampledStream.coprime(paths, batch_tokens=tokens, seq_len=seq_len)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from golf.averaging import Averages
-from golf.config import AverageConfig
 from golf.profiles import PowerProfile, gamma_of_width, reconstruct
 from golf.schedule import moment
+from golf.training_config import AverageConfig
 from tests.pico import pico_recipe
 
 STEPS = 57

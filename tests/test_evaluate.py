@@ -15,6 +15,7 @@ from golf.data.shards import Dataset
 from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
 from golf.evaluate import Score, ValidationStream, evaluate
+from golf.model.init import build_model
 from golf.model.plan import plan_layers
 from tests.pico import BOS, pico_dataset, pico_model, pico_recipe
 from tests.ranks import CPU, run_ranks
@@ -138,6 +139,52 @@ def test_more_ranks_than_batches_are_no_trouble(tmp_path: Path) -> None:
     pico_dataset(tmp_path / "data", val=65)
     (alone,) = run_ranks(1, tmp_path, scored, tmp_path / "data")
     assert run_ranks(2, tmp_path, scored, tmp_path / "data") == [alone, alone]
+
+
+def reference_positions(targets: int, ranks: int, sequences: int) -> list[int]:
+    """The inputs that the published script's ranks score: equal ranges of sequences of 16, in whole batches."""
+    total, found = targets // 16, []
+    for rank in range(ranks):
+        first, stop = total * rank // ranks, total * (rank + 1) // ranks
+        stop -= (stop - first) % sequences
+        found += list(range(first * 16, stop * 16))
+    return found
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(141, 1), (301, 1), (301, 2), (1941, 8), (1930, 4)])
+def test_without_tails_each_rank_scores_the_whole_batches_of_its_range(tmp_path: Path, count: int, ranks: int) -> None:
+    whole = stream_of(pico_dataset(tmp_path / "data", val=count))
+    stream = dataclasses.replace(whole, whole_batches_of=ranks)
+    expected = reference_positions(count - 1, ranks, 4)
+    batches = [stream.batch(index) for index in range(len(stream))]
+    assert torch.cat([batch.tokens[0] for batch, _, _ in batches]).tolist() == stream.tokens[expected].tolist()
+    assert all(bool(mask.all()) for _, mask, _ in batches)
+    score = evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE)
+    assert isinstance(stream.counter, SidecarByteCounter)
+    assert (score.tokens, score.bytes) == (len(expected), stream.counter.val_bytes[np.array(expected) + 1].sum())
+
+
+def test_rows_that_cross_documents_are_one_segment_each(stream: ValidationStream) -> None:
+    crossing = dataclasses.replace(stream, cross_documents=True)
+    batch, mask, charged = crossing.batch(2)
+    assert batch.tokens.shape == batch.targets.shape == mask.shape == (4, 16)
+    assert batch.cu_seqlens.unique().tolist() == [0, 16, 32, 48, 64]
+    assert batch.max_seqlen == 16
+    assert batch.tokens.flatten()[:12].tolist() == stream.tokens[128:140].tolist()
+    assert (int(mask.sum()), charged) == (12, stream.batch(2)[2])
+    model = pico_model(RECIPE)
+    apart, crossed = (evaluate(model, part, plan=PLAN, world=ALONE) for part in (stream, crossing))
+    assert (apart.tokens, apart.bytes) == (crossed.tokens, crossed.bytes)
+    assert apart.loss_sum != pytest.approx(crossed.loss_sum, rel=1e-4)
+
+
+def test_rounding_logits_acts_in_bfloat16_alone(stream: ValidationStream) -> None:
+    rounding = dataclasses.replace(stream, rounds_logits=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build_model(RECIPE.model, seed=1, dtype=dtype, device=CPU)
+        plain, rounded = (evaluate(model, part, plan=PLAN, world=ALONE).loss_sum for part in (stream, rounding))
+        assert (plain == rounded) is (dtype == torch.float32)
+        assert plain == pytest.approx(rounded, rel=1e-3)
 
 
 def test_progress_is_told_batch_by_batch(stream: ValidationStream) -> None:

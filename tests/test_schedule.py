@@ -1,12 +1,16 @@
 """The schedule by its published values, and each boundary named once however the clock moves."""
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from torch import nn
 
-from golf.config import Recipe, ScheduleConfig
+from golf.averaging import Averages
+from golf.config import Recipe
 from golf.schedule import Moment, boundaries, lr_multiplier, moment, muon_momentum, progress_of, shadow_index
+from golf.training_config import AverageConfig, ScheduleConfig
 from tests.pico import pico_recipe
 
 
@@ -45,6 +49,121 @@ def test_the_multiplier_is_never_above_one(iterations: int) -> None:
     for percent in range(1, 101):
         schedule = ScheduleConfig(iterations=iterations, warmdown_fraction=percent / 100)
         assert max(lr_multiplier(schedule, step / iterations) for step in range(iterations + 1)) == 1.0
+
+
+def test_a_warmdown_of_steps_without_a_clock_is_that_many_of_the_iterations() -> None:
+    schedule = ScheduleConfig(iterations=50, warmdown_steps=20)
+    found = [lr_multiplier(schedule, step / 50, step=step) for step in range(51)]
+    assert found == pytest.approx([min((50 - step) / 20, 1.0) for step in range(51)], rel=1e-12)
+
+
+def test_a_warmdown_of_steps_on_a_clock_lasts_their_mean_time_so_far() -> None:
+    """R = cap - elapsed; W = steps elapsed / step; R / W once R <= W."""
+    schedule = ScheduleConfig(iterations=1, warmdown_steps=30, max_seconds=110, reserve_seconds=10)
+    for step, elapsed in ((1, 0.5), (40, 60.0), (40, 56.0), (90, 75.0), (90, 70.0), (99, 99.5), (100, 100.5)):
+        left, lasts = 100 - elapsed, 30 * elapsed / step
+        expected = max(left, 0) / lasts if left <= lasts else 1.0
+        assert lr_multiplier(schedule, elapsed / 100, step=step) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_warmdown_of_steps_has_the_floor_too() -> None:
+    schedule = ScheduleConfig(iterations=10, warmdown_steps=5, min_lr=0.3)
+    assert [lr_multiplier(schedule, step / 10, step=step) for step in (5, 7, 9, 10)] == [
+        1.0,
+        pytest.approx(0.6),
+        0.3,
+        0.3,
+    ]
+
+
+@pytest.mark.parametrize(("step", "elapsed"), [(1, 0.1), (1, 5.0), (100, 50.0), (10, 50.0), (50, 79.0), (9, 90.0)])
+def test_of_two_warmdowns_the_shorter_holds(step: int, elapsed: float) -> None:
+    by_steps, by_fraction, both = (
+        ScheduleConfig(iterations=1, max_seconds=100, **given)
+        for given in (
+            {"warmdown_steps": 30},
+            {"warmdown_fraction": 0.5},
+            {"warmdown_steps": 30, "warmdown_fraction": 0.5},
+        )
+    )
+    found = [lr_multiplier(schedule, elapsed / 100, step=step) for schedule in (by_steps, by_fraction, both)]
+    assert found[2] == max(found[:2])
+
+
+def test_without_a_step_a_clocked_warmdown_is_foretold_by_its_fraction_or_else_its_iterations() -> None:
+    schedule = ScheduleConfig(iterations=100, max_seconds=9, warmdown_steps=30, warmdown_fraction=0.5)
+    assert lr_multiplier(schedule, 0.75) == pytest.approx(0.5)
+    schedule = ScheduleConfig(iterations=100, max_seconds=9, warmdown_steps=50)
+    assert lr_multiplier(schedule, 0.75) == pytest.approx(0.5)
+
+
+def published(step_seconds: float, *overrides: str, warmdown: int = 3500) -> tuple[list[Moment], list[int]]:
+    """The moment of every step of a 600 s run of even steps, and the steps after which a snapshot was averaged."""
+    recipe = pico_recipe(
+        *("schedule.iterations=20000", "schedule.max_seconds=600", "schedule.warmdown_fraction=0"),
+        *(f"schedule.warmdown_steps={warmdown}", "average.swa_every=50", "average.swa_below=0.2", *overrides),
+    )
+    averages = Averages(nn.Linear(1, 1), AverageConfig(swa_every=50, swa_below=0.2, use="swa", shadows=()))
+    moments: list[Moment] = []
+    snapshots: list[int] = []
+    while not (now := _next(recipe, moments, step_seconds)).done:
+        moments.append(now)
+        averages.update(step=len(moments), lr_multiplier=now.lr_multiplier)
+        if averages.swa_count > len(snapshots):
+            snapshots.append(len(moments))
+    return moments, snapshots
+
+
+def _next(recipe: Recipe, moments: list[Moment], step_seconds: float) -> Moment:
+    step, began = len(moments), bool(moments) and moments[-1].late_qat
+    return moment(recipe, step=step, elapsed_seconds=step * step_seconds, qat_began=began)
+
+
+def first(moments: list[Moment], holds: Callable[[Moment], bool]) -> int:
+    return next(now.step for now in moments if holds(now))
+
+
+def test_the_published_401_run_has_its_steps_warmdown_snapshots_and_late_qat() -> None:
+    moments, snapshots = published(0.08565, "schedule.late_qat_below=0.15")
+    assert len(moments) == 7006
+    assert first(moments, lambda now: now.lr_multiplier < 1) == 3506
+    assert snapshots == list(range(6350, 7001, 50))
+    assert len(snapshots) == 14
+    assert first(moments, lambda now: now.late_qat) == 6481
+
+
+def test_the_published_374_run_has_its_snapshots_and_late_qat() -> None:
+    moments, snapshots = published(0.0864, "schedule.late_qat_below=0.1", warmdown=3000)
+    assert snapshots == list(range(6350, 6901, 50))
+    assert len(snapshots) == 12
+    assert first(moments, lambda now: now.late_qat) == 6645
+
+
+def test_on_one_gpu_the_warmdown_of_steps_starts_already_decayed() -> None:
+    moments, snapshots = published(0.685, "schedule.late_qat_below=0.15")
+    assert [round(now.lr_multiplier, 3) for now in moments[:2]] == [1.0, 0.25]
+    assert len(moments) == 876
+    assert snapshots[0] == 200
+    assert first(moments, lambda now: now.late_qat) == 351
+
+
+def test_with_the_fraction_too_one_gpu_decays_over_the_second_half_and_the_published_run_is_as_it_was() -> None:
+    both = ("schedule.warmdown_fraction=0.5", "schedule.late_qat_below=0.15")
+    moments, _ = published(0.685, *both)
+    assert first(moments, lambda now: now.lr_multiplier < 1) == 438  # 300.03 s
+    moments, snapshots = published(0.08565, *both)
+    assert (moments, snapshots) == published(0.08565, "schedule.late_qat_below=0.15")
+
+
+def test_late_qat_stays_on_where_the_multiplier_of_a_warmdown_of_steps_rises_again() -> None:
+    recipe = pico_recipe(
+        *("schedule.max_seconds=100", "schedule.warmdown_fraction=0", "schedule.warmdown_steps=30"),
+        "schedule.late_qat_below=0.5",
+    )
+    slow = moment(recipe, step=20, elapsed_seconds=60.0)
+    assert (round(slow.lr_multiplier, 3), slow.late_qat) == (0.444, True)
+    assert moment(recipe, step=30, elapsed_seconds=61.0).lr_multiplier > 0.5
+    assert moment(recipe, step=30, elapsed_seconds=61.0, qat_began=True).late_qat
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.92), (375, 0.9325), (750, 0.945), (1500, 0.97), (9000, 0.97)])

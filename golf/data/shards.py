@@ -5,7 +5,7 @@ byte sidecar of a validation shard uses the same container: one count per token.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from golf.data.manifest import MANIFEST_NAME, check_files, read_manifest
 from golf.data.tokenizer import load_tokenizer
-from golf.errors import BadFileError
+from golf.errors import BadFileError, UsageError
 from golf.files import canonical_json, sha256_bytes, write_bytes
 
 Tokens = npt.NDArray[np.uint16]
@@ -127,6 +127,14 @@ def read_shard(path: Path) -> np.memmap[Any, np.dtype[np.uint16]]:
         reason = f"its header promises {count} tokens, but {size} bytes hold {(size - _HEADER_BYTES) / 2:g}"
         raise BadFileError(path, reason, _REMEDY)
     return np.memmap(path, dtype="<u2", mode="r", offset=_HEADER_BYTES, shape=(count,))
+
+
+def map_training_shards(paths: Sequence[Path]) -> tuple[tuple[Tokens, ...], str]:
+    """Map the shards of a training stream read-only; return their tokens and a digest of their names and sizes."""
+    if not paths:
+        raise UsageError("no training shards were given; point to a folder with *_train_000000.bin")
+    names = [[path.name, path.stat().st_size] for path in paths]
+    return tuple(np.asarray(read_shard(path)) for path in paths), sha256_bytes(canonical_json(names).encode())
 
 
 def shard_kind(path: Path) -> tuple[str, str] | None:

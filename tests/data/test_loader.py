@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from golf.data.documents import Batch
-from golf.data.loader import PackedLoader, PackedStream
+from golf.data.loader import Loader
+from golf.data.packed import PackedStream
 from golf.data.shards import write_shard
 from golf.errors import BadFileError, UsageError
 
 BATCH_TOKENS, SPAN = 56, 8  # 8 segments of 7 inputs and a last target
 SIZES = [211, 193, 75]  # 3, 2 and 1 groups of 64 tokens; the second would hold 3, but begins mid-document
-SETTINGS: dict[str, Any] = {"batch_tokens": BATCH_TOKENS, "max_doc_len": 4, "bos_id": 1, "rows_per_micro_batch": 0}
+READING: dict[str, Any] = {"max_doc_len": 4, "bos_id": 1, "rows_per_micro_batch": 0}
 
 
 @pytest.fixture
@@ -31,11 +32,24 @@ def shards(tmp_path: Path) -> list[Path]:
     return paths
 
 
+def packed(
+    paths: list[Path],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    group_ranks: int = 8,
+    rank: int = 0,
+    world_size: int = 1,
+    **changes: Any,
+) -> Loader:
+    stream = PackedStream.open(paths, batch_tokens=batch_tokens, bos_id=1, group_ranks=group_ranks)
+    return Loader(stream, rank=rank, world_size=world_size, **READING | changes)
+
+
 def read_all(paths: list[Path], steps: int, *, world_size: int = 1, **changes: Any) -> list[list[list[int]]]:
     """Each step's (tokens + last target) rows in segment order, put together from all ranks."""
     by_rank = []
     for rank in range(world_size):
-        loader = PackedLoader(paths, rank=rank, world_size=world_size, **SETTINGS | changes)
+        loader = packed(paths, rank=rank, world_size=world_size, **changes)
         by_rank.append([rows_of(loader.next_step()) for _ in range(steps)])
         loader.close()
     rows_each = len(by_rank[0][0])
@@ -72,7 +86,7 @@ def test_a_step_does_not_depend_on_the_world_size(shards: list[Path], world_size
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
 def test_micro_batches_cut_the_same_rows(shards: list[Path], rows: int) -> None:
-    loader = PackedLoader(shards, rank=0, world_size=1, **SETTINGS | {"rows_per_micro_batch": rows})
+    loader = packed(shards, rows_per_micro_batch=rows)
     batches = loader.next_step()
     loader.close()
     assert [tuple(batch.tokens.shape) for batch in batches] == [(rows, 7)] * (8 // rows)
@@ -82,13 +96,14 @@ def test_micro_batches_cut_the_same_rows(shards: list[Path], rows: int) -> None:
 def test_a_full_shard_of_the_challenge_gives_127_steps() -> None:
     span = 786432 // 8 + 1
     groups = (10**8 - 0) // (8 * span)
-    stream = PackedStream((np.zeros(0, np.uint16),) * 3, np.zeros(3, np.int64), np.cumsum([groups] * 3), span, 8)
+    shards = (np.zeros(0, np.uint16),) * 3
+    stream = PackedStream(shards, np.zeros(3, np.int64), np.cumsum([groups] * 3), span, 8, {})
     assert [stream.locate(8 * step)[1] for step in (0, 126, 127, 253, 254)] == [0, 0, 1, 1, 2]
 
 
 def test_seeking_equals_reading_up_to_there(shards: list[Path]) -> None:
     sequential = read_all(shards, 14)
-    loader = PackedLoader(shards, rank=0, world_size=1, **SETTINGS)
+    loader = packed(shards)
     for step in (13, 0, 5, 6, 3):
         loader.seek(step)
         assert rows_of(loader.next_step()) == sequential[step]
@@ -96,7 +111,7 @@ def test_seeking_equals_reading_up_to_there(shards: list[Path]) -> None:
 
 
 def test_the_position_is_of_what_was_consumed(shards: list[Path]) -> None:
-    loader = PackedLoader(shards, rank=0, world_size=1, prefetch=3, **SETTINGS)
+    loader = packed(shards, prefetch=3)
     for _ in range(4):
         loader.next_step()
     position = loader.position()
@@ -107,38 +122,46 @@ def test_the_position_is_of_what_was_consumed(shards: list[Path]) -> None:
 
 
 def test_the_position_counts_epochs(shards: list[Path]) -> None:
-    loader = PackedLoader(shards, rank=0, world_size=1, **SETTINGS)
+    loader = packed(shards)
     loader.seek(6 * 5 + 3)
     position = loader.position()
     assert (position["epoch"], position["shard"], position["cursor"]) == (5, 1, 2)
 
 
 def test_a_restored_loader_goes_on_where_it_stood(shards: list[Path]) -> None:
-    loader = PackedLoader(shards, rank=0, world_size=1, **SETTINGS)
+    loader = packed(shards)
     loader.next_step()
     position = loader.position()
     following = rows_of(loader.next_step())
     loader.close()
-    other = PackedLoader(shards, rank=0, world_size=1, **SETTINGS)
+    other = packed(shards)
     other.restore(position)
     assert rows_of(other.next_step()) == following
     other.close()
 
 
 def test_a_position_of_other_shards_is_refused(shards: list[Path]) -> None:
-    position = PackedLoader(shards, rank=0, world_size=1, **SETTINGS).position()
-    fewer = PackedLoader(shards[:2], rank=0, world_size=1, **SETTINGS | {"batch_tokens": 48})
+    position = packed(shards).position()
+    fewer = packed(shards[:2], batch_tokens=48)
     with pytest.raises(UsageError, match="batch_tokens, files differ"):
         fewer.restore(position)
 
 
 def test_segments_end_at_rows_documents_and_the_bound(shards: list[Path]) -> None:
-    loader = PackedLoader(shards, rank=0, world_size=1, **SETTINGS)
+    loader = packed(shards)
     batch = loader.next_step()[0]
     loader.close()
     assert batch.cu_seqlens[:6].tolist() == [0, 4, 5, 7, 9, 13]  # starts at 0, 5 in row 0; at 2 in row 1
     assert len(batch.cu_seqlens) == 64
     assert batch.max_seqlen == 4
+
+
+def test_rows_that_cross_documents_are_cut_by_the_bound_alone(shards: list[Path]) -> None:
+    loader = packed(shards, cross_documents=True)
+    batch = loader.next_step()[0]
+    loader.close()
+    assert batch.cu_seqlens[:6].tolist() == [0, 4, 7, 11, 14, 18]
+    assert [rows_of([batch])] == read_all(shards, 1)
 
 
 def test_reading_ahead_changes_nothing(shards: list[Path]) -> None:
@@ -159,14 +182,14 @@ def test_too_short_a_shard_is_named_with_the_least_size(tmp_path: Path, shards: 
     with pytest.raises(
         BadFileError, match=r"x_train_000003\.bin: its 65 tokens are too few: one step needs 73 of this"
     ) as told:
-        PackedLoader([*shards, short], rank=0, world_size=1, **SETTINGS | {"batch_tokens": 64})
+        packed([*shards, short], batch_tokens=64)
     assert told.value.path == short
 
 
 def test_a_shard_without_document_start_is_refused_with_the_remedy(tmp_path: Path) -> None:
     write_shard(tmp_path / "x_train_000000.bin", np.full(500, 7))
     with pytest.raises(BadFileError, match=r"no document start \(id 1\); run `golf data prepare` again"):
-        PackedLoader([tmp_path / "x_train_000000.bin"], rank=0, world_size=1, **SETTINGS)
+        packed([tmp_path / "x_train_000000.bin"])
 
 
 @pytest.mark.parametrize(
@@ -183,18 +206,18 @@ def test_a_shard_without_document_start_is_refused_with_the_remedy(tmp_path: Pat
 )
 def test_numbers_that_do_not_divide_are_refused(shards: list[Path], changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        PackedLoader(shards, **{"rank": 0, "world_size": 1} | SETTINGS | changes)
+        packed(shards, **changes)
 
 
 def test_no_shards_are_refused() -> None:
     with pytest.raises(UsageError, match="no training shards"):
-        PackedLoader([], rank=0, world_size=1, **SETTINGS)
+        packed([])
 
 
 def test_a_fault_while_reading_ahead_is_raised_in_next_step(
     shards: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = PackedLoader(shards, rank=0, world_size=1, **SETTINGS)
+    loader = packed(shards)
 
     read = PackedStream.read
 
@@ -213,8 +236,10 @@ def test_a_fault_while_reading_ahead_is_raised_in_next_step(
 def test_an_interpreter_ends_without_closing_the_loader(shards: list[Path]) -> None:
     code = f"""
 from pathlib import Path
-from golf.data.loader import PackedLoader
-loader = PackedLoader([Path({str(shards[0])!r})], rank=0, world_size=1, **{SETTINGS!r})
+from golf.data.loader import Loader
+from golf.data.packed import PackedStream
+stream = PackedStream.open([Path({str(shards[0])!r})], batch_tokens={BATCH_TOKENS}, bos_id=1)
+loader = Loader(stream, rank=0, world_size=1, **{READING!r})
 loader.next_step()
 raise SystemExit(7)
 """
@@ -224,7 +249,7 @@ raise SystemExit(7)
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_are_pinned_where_there_is_cuda(shards: list[Path]) -> None:
-    loader = PackedLoader(shards, rank=0, world_size=1, **SETTINGS)
+    loader = packed(shards)
     batch = loader.next_step()[0]
     loader.close()
     assert batch.tokens.is_pinned()

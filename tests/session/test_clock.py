@@ -1,17 +1,18 @@
 """The training clock: it counts training alone, stops a run that has a time limit, and goes on in a resumed one."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from golf.averaging import Averages
 from golf.checkpoint import CheckpointWriter, boundaries
+from golf.distributed import World
 from golf.log import read_events
 from golf.saver import Clock
 from golf.train_state import TrainState
-from tests.session_tools import SHADOW_STEPS, STEPS, Place
+from tests.session_tools import CPU, SHADOW_STEPS, STEPS, Place
 
 
 class Time:
@@ -132,3 +133,28 @@ def test_where_the_clock_jumps_no_boundary_is_missed(place: Place, step_seconds:
         "final_raw": 2,
         "final_ema": 2,
     }
+
+
+class Behind(World):
+    """A rank whose clock shows half of what rank 0's shows."""
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """Answer for rank 0 when asked for the clock and the stop."""
+        return [2 * values[0], values[1]] if len(values) == 2 else list(values)
+
+
+@pytest.mark.parametrize(("clock", "share"), [("rank0", 1.0), ("rank", 0.5)])
+def test_the_clock_of_each_rank_sets_its_rates_and_loop_only_if_asked_and_never_the_stop(
+    place: Place, step_seconds: list[float], clock: str, share: float
+) -> None:
+    limits = ("schedule.iterations=1000", "schedule.max_seconds=40", "run.log_every=1", "schedule.late_qat_below=0.7")
+    summary = place.start("two", f"compat.clock={clock}", *limits, world=Behind(0, 1, 0, CPU))
+    assert summary["steps"] == 20  # rank 0's 40 seconds
+    events = [event for event in read_events(place.run("two") / "events.jsonl") if event["event"] == "train"]
+    assert len(events) == 20
+    for taken, event in enumerate(events):  # the step after `taken` ones
+        progress = share * taken / 20
+        multiplier = max(min((1 - progress) / 0.5, 1.0), 0.25)
+        assert event["lr_multiplier"] == pytest.approx(multiplier)
+        assert event["looping"] == (progress >= 0.35)
+    assert {manifest.boundary: manifest.step for manifest in boundaries(place.run("two"))}["pre_loop"] == 7

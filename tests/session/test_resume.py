@@ -294,6 +294,16 @@ def test_other_shards_than_those_of_the_checkpoint_are_refused(place: Place) -> 
         place.resume("done@pre_loop")
 
 
+def test_late_quantization_that_had_begun_goes_on_whatever_the_rate(place: Place) -> None:
+    checkpoint = load_checkpoint(place.run("done") / "pre_loop.json")
+    began = replace(checkpoint.manifest, boundary="began", optimizer=checkpoint.manifest.optimizer | {"late_qat": True})
+    save_checkpoint(place.run("done"), began, tensors=checkpoint.all_tensors())
+    place.resume("done@began")
+    events = read_events(place.run("done") / "events.jsonl")
+    after = events[max(number for number, event in enumerate(events) if event["event"] == "start") :]
+    assert {event["late_qat"] for event in after if event["event"] == "train"} == {True}
+
+
 def test_averages_are_restored_with_their_number_of_snapshots(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     update = Averages.update
