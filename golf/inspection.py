@@ -7,7 +7,8 @@ from typing import Any
 from golf.artifact.container import load_artifact
 from golf.checkpoint import boundaries, find_checkpoint, load_checkpoint
 from golf.files import read_json, sha256_file
-from golf.quant.scheme import QuantizedTensor
+from golf.quant.scheme import QuantizedTensor, Stored
+from golf.quant.ternary import TernaryTensor
 from golf.run_folder import RunFolder
 
 
@@ -81,7 +82,7 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         {
             "name": name,
             "shape": "x".join(map(str, tensor.shape)),
-            "stored": f"int{tensor.bits}" if isinstance(tensor, QuantizedTensor) else str(tensor.dtype)[6:],
+            "stored": _stored_as(tensor),
         }
         for name, tensor in artifact.tensors.items()
     ]
@@ -91,3 +92,9 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         "sha256": sha256_file(path),
         "tensors": rows,
     }
+
+
+def _stored_as(tensor: Stored) -> str:
+    if isinstance(tensor, TernaryTensor):
+        return "ternary"
+    return f"int{tensor.bits}" if isinstance(tensor, QuantizedTensor) else str(tensor.dtype)[6:]

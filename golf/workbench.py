@@ -6,6 +6,7 @@ once; weights are swapped in place.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from golf.artifact.container import load_artifact, pack_bytes, unpack_bytes
 from golf.checkpoint import Checkpoint
-from golf.config import QuantConfig, Recipe
+from golf.config import Recipe
 from golf.data.bytes import byte_counter
 from golf.data.shards import Dataset, read_shard
 from golf.distributed import World
@@ -24,7 +25,10 @@ from golf.model.gpt import GPT
 from golf.model.init import build_model
 from golf.model.plan import LayerPlan, plan_layers
 from golf.quant.calibration import CalibrationSet, collect_hessians
-from golf.quant.pipeline import dequantize_weights, quantize_weights
+from golf.quant.pipeline import dequantize_weights, needs_hessians, quantize_weights
+from golf.quant.prune import pack_within
+from golf.quant_config import QuantConfig
+from golf.roles import is_exported
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,12 @@ class Workbench:
         return cls(recipe, dataset, world, model, plan, validation_stream(recipe, dataset))
 
     def load(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put `weights` into the model; return them on its device, apart from it."""
-        self.model.load_state_dict(weights)
-        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        """Put `weights` into the model; return those that an artifact holds on its device, apart from it.
+
+        What only training needs may be missing.
+        """
+        self.model.load_state_dict(self.model.state_dict() | dict(weights))
+        return {name: tensor.clone() for name, tensor in exported(self.model.state_dict()).items()}
 
     def score(self, log: Log, label: str, *, limit_batches: int | None = None) -> Score:
         """Score the weights that the model holds."""
@@ -73,7 +80,9 @@ class Workbench:
             )
 
     def hessians(self, log: Log, config: QuantConfig) -> dict[str, Tensor]:
-        """Collect the Hessians of the weights that the model holds."""
+        """Collect the Hessians of the weights that the model holds; none if the method of `config` looks at none."""
+        if not needs_hessians(config):
+            return {}
         sizes = [len(read_shard(path)) for path in self.dataset.train]
         calibration = CalibrationSet.draw(self.dataset.train, sizes, config, self.recipe.data.seq_len)
         with log.progress(len(calibration.units), "calibrate") as bar:
@@ -100,11 +109,12 @@ class Workbench:
         """
         data = b""
         if self.world.is_main:
-            stored = quantize_weights(weights, hessians, config)
+            ternary = self.recipe.model.ternary
+            stored = quantize_weights(weights, hessians, config, ternary_group=ternary.group if ternary else None)
             header = {"model": self.recipe.to_dict()["model"], "run": {"dtype": self.recipe.run.dtype}}
-            data = pack_bytes(stored, config=header, codec=config.codec)
+            data = pack_within(stored, config.prune_to_bytes, partial(pack_bytes, config=header, codec=config.codec))
         data = self.world.share_bytes(data)
-        self.model.load_state_dict(dequantize_weights(unpack_bytes(data).tensors, self.model.state_dict()))
+        self.load(dequantize_weights(unpack_bytes(data).tensors, exported(self.model.state_dict())))
         return Outcome(
             data, evaluate(self.model, self.stream, plan=self.plan, world=self.world, limit_batches=limit_batches)
         )
@@ -113,13 +123,23 @@ class Workbench:
 def validation_stream(recipe: Recipe, dataset: Dataset) -> ValidationStream:
     """Open the validation tokens of `dataset` with their byte counter."""
     counter = byte_counter(dataset, recipe.model.vocab_size)
-    return ValidationStream(dataset.val_tokens(), counter, recipe.eval, dataset.bos_id)
+    return ValidationStream(
+        dataset.val_tokens(),
+        counter,
+        recipe.eval,
+        dataset.bos_id,
+        cross_documents=recipe.model.cross_documents,
+        rounds_logits=recipe.compat.eval_logits_bf16,
+    )
 
 
 def artifact_weights(path: Path, template: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read an artifact's weights as a state dict like `template`; BadFileError if it is of another model."""
+    """Read an artifact's weights as the exported part of a state dict like `template`.
+
+    Raises BadFileError if it is of another model.
+    """
     try:
-        return dequantize_weights(load_artifact(path).tensors, template)
+        return dequantize_weights(load_artifact(path).tensors, exported(template))
     except ValueError as error:
         raise BadFileError(path, f"it does not fit the run's model ({error})", "use the artifact of this run") from None
 
@@ -132,6 +152,11 @@ def checkpoint_weights(checkpoint: Checkpoint, template: Mapping[str, Tensor]) -
         reason = f"its tensors do not fit its recipe ({wrong[0]})"
         raise BadFileError(checkpoint.path, reason, "use a checkpoint of this recipe")
     return weights
+
+
+def exported(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what only training needs."""
+    return {name: tensor for name, tensor in weights.items() if is_exported(name)}
 
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:

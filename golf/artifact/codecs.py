@@ -6,10 +6,11 @@
 import lzma
 import zlib
 from collections.abc import Callable
+from types import ModuleType
 
 import brotli  # type: ignore[import-untyped]  # ships no types
 
-from golf.errors import UsageError
+from golf.errors import EnvironmentUnfitError, UsageError
 
 CAP = 256 * 2**20  # bytes; no stream and no artifact may unpack to more
 
@@ -100,6 +101,37 @@ def _unzlib(data: bytes, size: int) -> bytes:
     return unpacked
 
 
+def _zstd(data: bytes) -> bytes:
+    compressed: bytes = _zstandard().ZstdCompressor(level=22).compress(data)
+    return compressed
+
+
+def _unzstd(data: bytes, size: int) -> bytes:
+    """Unpack one frame that declares its size, into that size: a frame that holds more is an error to the library."""
+    zstandard = _zstandard()
+    try:
+        frame = zstandard.get_frame_parameters(data)
+        if frame.window_size > CAP:
+            raise ValueError(f"zstd stream asks for a window of {frame.window_size} bytes; {CAP} are allowed")
+        if frame.content_size == 0 and data != _zstd(b""):  # the library reads no further than an empty frame's header
+            raise ValueError("zstd stream is not the empty frame that it declares")
+        if frame.content_size > size:  # so is "unknown", the largest number
+            raise ValueError(f"zstd stream holds more than the {size} bytes it declares, or does not say how much")
+        unpacked: bytes = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"damaged zstd stream ({error})") from None
+    return unpacked
+
+
+def _zstandard() -> ModuleType:
+    """Import the package when it is used: without it only this codec is missing, and nothing takes its place."""
+    try:
+        import zstandard
+    except ImportError:
+        raise EnvironmentUnfitError("codec zstd needs the package zstandard; pip install zstandard") from None
+    return zstandard
+
+
 def _require_end(at_end: bool, rest: bytes, codec: str) -> None:
     if not at_end or rest:
         raise ValueError(f"{codec} stream {'has bytes after its end' if rest else 'is truncated'}")
@@ -109,5 +141,6 @@ CODECS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]
     "brotli": (_brotli, _unbrotli),
     "lzma": (_lzma, _unlzma),
     "zlib": (_zlib, _unzlib),
+    "zstd": (_zstd, _unzstd),
     "raw": (bytes, lambda data, size: data),
 }

@@ -13,8 +13,8 @@ class TensorLine(NamedTuple):
     """What the header says of one tensor."""
 
     name: str
-    layout: str  # nibbles, bytes, or the dtype of a plain tensor
-    bits: int  # 0 for plain tensors
+    layout: str  # nibbles, bytes, either "+rotated"; "trits." and the scale's dtype; or the dtype of a plain tensor
+    bits: int  # 0 for ternary and plain tensors
     shape: tuple[int, ...]
 
 

@@ -1,8 +1,8 @@
 """Tensors as pieces of byte streams, and back.
 
 A stream holds the pieces of its tensors in the order of their names. Codes of one shape share a stream (two, with the
-escapes of `golf.artifact.packing`), all scales share one, and so do all plain tensors of a dtype. Streams of numbers
-wider than a byte are byte-shuffled as a whole.
+escapes of `golf.artifact.packing`), all ternary codes share one, all scales of rows share one, and so do all plain
+tensors of a dtype and the scales of ternary groups. Streams of numbers wider than a byte are byte-shuffled as a whole.
 """
 
 import math
@@ -17,8 +17,11 @@ from golf.artifact.codecs import byte_shuffle, byte_unshuffle
 from golf.artifact.header import TensorLine
 from golf.quant.primitives import require_finite
 from golf.quant.scheme import QuantizedTensor, Stored, rows_and_cols
+from golf.quant.ternary import TernaryTensor
 
 _MAX_DIMS = 8
+_ROTATED = "+rotated"  # ends the layout of codes whose rows were rotated
+_TRITS = "trits."  # begins the layout of ternary codes, whose shape is rows, groups a row, codes a group
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _DTYPES = {
     "float16": torch.float16,
@@ -60,29 +63,34 @@ def split_tensor(name: str, tensor: Stored) -> tuple[TensorLine, dict[str, bytes
     Raises ValueError for a name, dtype or empty shape that cannot be stored, NumericalFaultError for NaN or infinity.
     """
     check_tensor(name, tensor)
+    if isinstance(tensor, TernaryTensor):
+        return _split_ternary(name, tensor)
     if not isinstance(tensor, QuantizedTensor):
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = _dtype_name(tensor)
         return TensorLine(name, dtype, 0, tuple(tensor.shape)), {dtype: _to_bytes(tensor)}
-    plane, scale = _plane(tensor.shape), {"scale": _to_bytes(tensor.scale)}
+    plane, mark = _plane(tensor.shape), _ROTATED if tensor.rotated else ""
     if packing.prefers_nibbles(tensor.codes):
-        pairs, escapes = packing.pack_nibbles(tensor.codes)
+        layout, (pairs, escapes) = "nibbles", packing.pack_nibbles(tensor.codes)
         parts = {f"nibbles.{plane}": pairs, f"escapes.{plane}": escapes}
-        return TensorLine(name, "nibbles", tensor.bits, tensor.shape), parts | scale
-    parts = {f"bytes.{plane}": packing.pack_bytes_by_column(tensor.codes)}
-    return TensorLine(name, "bytes", tensor.bits, tensor.shape), parts | scale
+    else:
+        layout, parts = "bytes", {f"bytes.{plane}": packing.pack_bytes_by_column(tensor.codes)}
+    return TensorLine(name, layout + mark, tensor.bits, tensor.shape), parts | {"scale": _to_bytes(tensor.scale)}
 
 
 def join_tensor(line: TensorLine, streams: Mapping[str, StreamReader]) -> Stored:
     """Take one tensor off its streams; ValueError if they do not hold it."""
     _check_shape(line.name, line.shape)
     if line.layout in _DTYPES:
-        dtype = _DTYPES[line.layout]
-        data = _take(streams, line.layout, math.prod(line.shape) * dtype.itemsize)
-        tensor: Stored = _to_tensor(data, dtype).reshape(line.shape)
+        tensor: Stored = _join_plain(line.layout, line.shape, streams)
+    elif line.layout.startswith(_TRITS):
+        tensor = _join_ternary(line, streams)
     else:
-        codes = _join_codes(line, streams)
+        layout = line.layout.removesuffix(_ROTATED)
+        codes = _join_codes(line._replace(layout=layout), streams)
         scale = _to_tensor(_take(streams, "scale", 2 * len(codes)), torch.float16)
-        tensor = QuantizedTensor(codes=codes, scale=scale, bits=line.bits, shape=line.shape)
+        tensor = QuantizedTensor(
+            codes=codes, scale=scale, bits=line.bits, shape=line.shape, rotated=layout != line.layout
+        )
     check_tensor(line.name, tensor)
     return tensor
 
@@ -91,7 +99,7 @@ def check_tensor(name: str, tensor: Stored) -> None:
     """Refuse what no artifact may hold, on the way in and on the way out."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"tensor name {name!r} has characters beyond letters, digits and _./-")
-    numbers = tensor.scale if isinstance(tensor, QuantizedTensor) else tensor
+    numbers = tensor if isinstance(tensor, Tensor) else tensor.scale
     if numbers.dtype not in _DTYPES.values():
         raise ValueError(f"{name} is {numbers.dtype}; store {', '.join(_DTYPES)}")
     _check_shape(name, tuple(tensor.shape))
@@ -101,6 +109,27 @@ def check_tensor(name: str, tensor: Stored) -> None:
 def _check_shape(name: str, shape: tuple[int, ...]) -> None:
     if min(shape, default=1) < 1 or len(shape) > _MAX_DIMS:
         raise ValueError(f"{name} has the odd shape {str(shape)[:80]}: sizes begin at 1, and {_MAX_DIMS} are enough")
+
+
+def _split_ternary(name: str, tensor: TernaryTensor) -> tuple[TensorLine, dict[str, bytes]]:
+    (rows, groups), dtype = tensor.scale.shape, _dtype_name(tensor.scale)
+    parts = {"trits": packing.pack_trits(tensor.codes), dtype: _to_bytes(tensor.scale)}
+    return TensorLine(name, _TRITS + dtype, 0, (rows, groups, tensor.shape[1] // groups)), parts
+
+
+def _join_ternary(line: TensorLine, streams: Mapping[str, StreamReader]) -> TernaryTensor:
+    dtype = line.layout.removeprefix(_TRITS)
+    if dtype not in _DTYPES or len(line.shape) != 3:
+        raise ValueError(f"{line.name} has the odd ternary layout {line.layout[:80]!r}, {line.shape}")
+    rows, groups, size = line.shape
+    packed = _take(streams, "trits", packing.trit_bytes(rows * groups * size))
+    codes = packing.unpack_trits(packed, rows, groups * size)
+    return TernaryTensor(codes=codes, scale=_join_plain(dtype, (rows, groups), streams))
+
+
+def _join_plain(dtype: str, shape: tuple[int, ...], streams: Mapping[str, StreamReader]) -> Tensor:
+    data = _take(streams, dtype, math.prod(shape) * _DTYPES[dtype].itemsize)
+    return _to_tensor(data, _DTYPES[dtype]).reshape(shape)
 
 
 def _join_codes(line: TensorLine, streams: Mapping[str, StreamReader]) -> Tensor:
@@ -128,6 +157,10 @@ def _stride(stream: str) -> int:
     if stream in _DTYPES:
         return _DTYPES[stream].itemsize
     return 2 if stream == "scale" else 1
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _to_bytes(tensor: Tensor) -> bytes:

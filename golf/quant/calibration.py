@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from golf.config import QuantConfig
 from golf.data.windows import Window, calibration_windows, read_windows
 from golf.distributed import World
 from golf.errors import NumericalFaultError
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
+from golf.quant_config import QuantConfig
 
 _HEADROOM = 16.0  # how much larger than unit 0's largest entry another unit's may be
 

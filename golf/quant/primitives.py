@@ -1,7 +1,7 @@
 """Round weights to integer codes with one scale per row, and back.
 
-Pure functions on tensors: R rows (output channels), C columns (input channels). A code is an integer in
-[-levels, levels], levels = 2^(bits-1) - 1; the weight it stands for is `code * scale[row]`.
+Pure functions on tensors: R rows (output channels), C columns (input channels). A code is a `bits`-bit integer, nearly
+always in [-levels, levels], levels = 2^(bits-1) - 1; the weight it stands for is `code * scale[row]`.
 """
 
 import torch
@@ -19,18 +19,19 @@ def levels_of(bits: int) -> int:
     return (1 << bits - 1) - 1
 
 
-def quantize(weight: Tensor, scale: Tensor, levels: int) -> Tensor:
-    """Round `weight` (R, C) half to even to int8 codes in [-levels, levels], given `scale` (R,).
+def quantize(weight: Tensor, scale: Tensor, levels: int, *, lowest: int | None = None) -> Tensor:
+    """Round `weight` (R, C) half to even to int8 codes in [lowest, levels], given `scale` (R,); lowest is -levels.
 
     A row of scale 0 gets code 0. Raises NumericalFaultError on NaN or infinity, which a cast to int8 would hide.
     """
     require_finite(weight, "the weight")
     require_finite(scale, "the scale")
-    return torch.round(weight.float() / divisor(scale)[:, None]).clamp_(-levels, levels).to(torch.int8)
+    lowest = -levels if lowest is None else lowest
+    return torch.round(weight.float() / divisor(scale)[:, None]).clamp_(lowest, levels).to(torch.int8)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Return the float32 weights (R, C) of int8 `codes` and float16 `scale` (R,); the products are exact."""
+    """Return the float32 weights (R, C) of int8 `codes` and `scale` (R,); those of a float16 scale are exact."""
     return codes.float() * scale.float()[:, None]
 
 

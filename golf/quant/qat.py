@@ -8,31 +8,51 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from golf.config import QuantConfig
 from golf.data.documents import Batch
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
+from golf.quant.nearest import row_max_scale
 from golf.quant.pipeline import scheme_of
 from golf.quant.primitives import dequantize, quantize
+from golf.quant.rotation import hadamard
+from golf.quant.scheme import TensorScheme
 from golf.quant.sdclip import choose_scale
+from golf.quant_config import QuantConfig
 from golf.roles import role_of
 
 
 def fake_quantize(weight: Tensor, name: str, config: QuantConfig) -> Tensor:
-    """Return w + stopgrad(Q(w) - w), Q rounding to nearest at the plain SDClip scale: there is no Hessian yet."""
+    """Return w + stopgrad(Q(w) - w), Q being the recipe's quantizer as far as one step can do it.
+
+    GPTQ: to nearest at the plain SDClip scale, for there is no Hessian yet. The methods without Hessian: to
+    nearest over the row's largest magnitude, with a float32 scale, as the records did it for all of them; no code can
+    lie below -R then. A matrix that will stay float16 is returned as it is.
+    """
     scheme = scheme_of(name, weight, config)
+    if scheme.kind == "float16":
+        return weight
     with torch.no_grad():
-        scale = choose_scale(weight, clip_sigmas=scheme.clip_sigmas, levels=scheme.levels)
-        rounded = dequantize(quantize(weight, scale, scheme.levels), scale).to(weight.dtype)
+        rows = hadamard(weight) if scheme.rotated else weight
+        rounded = _round(rows, scheme)
+        rounded = (hadamard(rounded) if scheme.rotated else rounded).to(weight.dtype)
     return weight + (rounded - weight).detach()
 
 
 def fake_quantized_forward(model: GPT, batch: Batch, *, plan: LayerPlan, config: QuantConfig) -> Tensor:
-    """Return what `model(batch, plan=plan)` returns, (B, T), with every matrix fake-quantized."""
+    """Return what training minimizes (B, T), with every matrix fake-quantized."""
     matrices = {
         name: fake_quantize(parameter, name, config)
         for name, parameter in model.named_parameters()
         if role_of(name, parameter.ndim).is_matrix
     }
-    losses: Tensor = functional_call(model, matrices, (batch,), {"plan": plan})
+    losses: Tensor = functional_call(model, matrices, (batch,), {"plan": plan, "auxiliary": True})
     return losses
+
+
+def _round(rows: Tensor, scheme: TensorScheme) -> Tensor:
+    levels = scheme.levels
+    if scheme.kind == "gptq":
+        scale = choose_scale(rows, clip_sigmas=scheme.clip_sigmas, levels=levels, floor=scheme.floor)
+        return dequantize(quantize(rows, scale, levels), scale)
+    scale = row_max_scale(rows, scheme)
+    return dequantize(quantize(rows, scale, levels), scale)

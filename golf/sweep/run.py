@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 
 from golf.artifact.budget import ByteLedger, byte_ledger
-from golf.config import QuantConfig, Recipe
+from golf.config import Recipe
 from golf.distributed import World
 from golf.errors import UsageError
 from golf.log import Log
+from golf.quant.pipeline import needs_hessians
+from golf.quant_config import QuantConfig
 from golf.recipe import override_recipe
 from golf.session import OpenedRun
 from golf.sweep.table import make_table
@@ -30,9 +32,10 @@ class Setting:
 
 
 def default_tries(recipe: Recipe) -> list[str]:
-    """Suggest settings around a recipe's own: tighter clips on attention and MLP, and one bit less."""
+    """Suggest settings around a recipe's own: tighter clips on attention and MLP if any, and one bit less."""
     quant = recipe.quant
-    clips = {key: getattr(quant, key) for key in ("attn_clip_sigmas", "mlp_clip_sigmas")}
+    names = ("attn_clip_sigmas", "mlp_clip_sigmas") if quant.method == "gptq" else ()  # no other method clips by them
+    clips = {key: getattr(quant, key) for key in names}
     tighter = ",".join(f"{key}={clip * 0.8:g}" for key, clip in clips.items() if clip)  # 0 spans the whole row
     fewer = f"matrix_bits={quant.matrix_bits - 1}" if quant.matrix_bits > 2 else ""
     return [text for text in (tighter, fewer) if text]
@@ -68,7 +71,7 @@ def requant(run: OpenedRun, settings: Sequence[Setting], world: World, log: Log)
     rows = []
     for setting in settings:
         started = time.perf_counter()
-        calibration = tuple(getattr(setting.config, key) for key in _CALIBRATION)
+        calibration = (needs_hessians(setting.config), *(getattr(setting.config, key) for key in _CALIBRATION))
         if calibration not in hessians:
             bench.load(original)
             hessians[calibration] = bench.hessians(log, setting.config)

@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from golf.artifact.container import (
     unpack_bytes,
 )
 from golf.errors import BadFileError, NumericalFaultError, UsageError
+from golf.model.parts.ternary import ternarize
 from golf.quant.primitives import absmax_scale, levels_of, quantize
 from golf.quant.scheme import QuantizedTensor, Stored
+from golf.quant.ternary import TernaryTensor
 
 CONFIG = {"name": "demo", "model": {"num_layers": 2, "model_dim": 8}, "lr": 0.02, "tags": ["a", None, True]}
 
@@ -37,11 +40,18 @@ def quantized(shape: tuple[int, ...], *, bits: int = 6, seed: int = 0, spread: f
     return QuantizedTensor(codes=quantize(weight, scale, levels_of(bits)), scale=scale, bits=bits, shape=shape)
 
 
+def ternary() -> TernaryTensor:
+    codes, scale = ternarize(torch.randn(3, 8, generator=torch.Generator().manual_seed(5)), 4)
+    return TernaryTensor(codes=codes, scale=scale)
+
+
 def small_model() -> dict[str, Stored]:
     return {
         "blocks.0.mlp.fc.weight": quantized((16, 8)),
         "blocks.1.mlp.fc.weight": quantized((16, 8), seed=1),
         "blocks.0.gate.weight": quantized((3, 5), bits=8),
+        "blocks.0.turned.weight": replace(quantized((4, 6)), rotated=True),
+        "blocks.0.ternary.weight": ternary(),
         "tok_emb.weight": quantized((7, 3), bits=7),
         "blocks.0.resid_mix": torch.linspace(-1, 1, 16).half().reshape(2, 8),
         "skip": torch.tensor(0.5),
@@ -51,7 +61,12 @@ def small_model() -> dict[str, Stored]:
 def assert_equal(one: Stored, other: Stored) -> None:
     if isinstance(one, QuantizedTensor):
         assert isinstance(other, QuantizedTensor)
-        assert (one.bits, one.shape) == (other.bits, other.shape)
+        assert (one.bits, one.shape, one.rotated) == (other.bits, other.shape, other.rotated)
+        assert torch.equal(one.codes, other.codes)
+        assert torch.equal(one.scale, other.scale)
+    elif isinstance(one, TernaryTensor):
+        assert isinstance(other, TernaryTensor)
+        assert one.scale.dtype == other.scale.dtype
         assert torch.equal(one.codes, other.codes)
         assert torch.equal(one.scale, other.scale)
     else:
@@ -181,9 +196,7 @@ def test_damage_under_a_right_digest_is_refused_or_harmless(data: st.DataObject)
     except BadFileError:
         return
     assert all(
-        bool(value.dequantize().isfinite().all())
-        for value in read.tensors.values()
-        if isinstance(value, QuantizedTensor)
+        bool(value.dequantize().isfinite().all()) for value in read.tensors.values() if not isinstance(value, Tensor)
     )
 
 

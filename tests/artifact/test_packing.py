@@ -11,9 +11,12 @@ from golf.artifact.packing import (
     nibble_pairs,
     pack_bytes_by_column,
     pack_nibbles,
+    pack_trits,
     prefers_nibbles,
+    trit_bytes,
     unpack_bytes_by_column,
     unpack_nibbles,
+    unpack_trits,
 )
 
 
@@ -70,3 +73,31 @@ def test_unpacked_codes_are_contiguous_and_writable() -> None:
 def test_nibbles_are_preferred_until_escapes_are_the_majority() -> None:
     assert prefers_nibbles(torch.tensor([[7, -7, 8, -8]], dtype=torch.int8))
     assert not prefers_nibbles(torch.tensor([[7, -9, 8, -8]], dtype=torch.int8))
+
+
+def test_the_lowest_integers_come_back() -> None:
+    codes = torch.tensor([[-128, -32, -8, 127, 0, -128]], dtype=torch.int8)
+    assert not prefers_nibbles(codes)
+    assert torch.equal(unpacked(*pack_nibbles(codes), 1, 6), codes)
+
+
+def test_five_ternary_codes_share_a_byte() -> None:
+    assert pack_trits(torch.tensor([[1, 0, -1, 1, 1]], dtype=torch.int8)) == bytes([2 + 3 + 0 + 2 * 27 + 2 * 81])
+
+
+def test_the_last_byte_is_filled_up_with_digits_0() -> None:
+    assert pack_trits(torch.tensor([[1], [0]], dtype=torch.int8)) == bytes([2 + 3])
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 423), (423, 3), (5, 5), (1, 6)])
+def test_ternary_codes_come_back(rows: int, cols: int) -> None:
+    codes = plane(rows, cols, 1)
+    packed = pack_trits(codes)
+    assert len(packed) == trit_bytes(rows * cols) == -(-rows * cols // 5)
+    assert torch.equal(unpack_trits(packed, rows, cols), codes)
+
+
+@pytest.mark.parametrize("packed", [bytes([243, 0]), bytes([0, 255]), bytes([0, 3])])  # 3: the seventh code of six
+def test_bytes_that_no_ternary_codes_give_are_refused(packed: bytes) -> None:
+    with pytest.raises(ValueError, match="no codes are packed to"):
+        unpack_trits(packed, 2, 3)

@@ -39,6 +39,10 @@ def test_codes_are_clamped_to_the_levels() -> None:
     assert quantize(torch.tensor([[-900.0, 900.0, 31.4]]), ones(1), 31).tolist() == [[-31, 31, 31]]
 
 
+def test_the_lowest_code_may_be_another() -> None:
+    assert quantize(torch.tensor([[-900.0, 900.0, -31.6]]), ones(1), 31, lowest=-32).tolist() == [[-32, 31, -32]]
+
+
 def test_each_row_has_its_own_scale() -> None:
     scale = torch.tensor([0.5, 2.0, 0.25], dtype=torch.float16)
     assert quantize(torch.full((3, 2), 2.0), scale, 7).tolist() == [[4, 4], [1, 1], [7, 7]]

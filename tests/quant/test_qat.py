@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.config import QuantConfig
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
 from golf.quant.primitives import dequantize, quantize
 from golf.quant.qat import fake_quantize, fake_quantized_forward
+from golf.quant.rotation import hadamard
 from golf.quant.sdclip import choose_scale
+from golf.quant_config import QuantConfig
 from golf.roles import role_of
 from tests.pico import pico_batch, pico_model, pico_recipe
 
@@ -119,3 +120,50 @@ def test_more_bits_come_nearer_to_the_plain_loss(bits: int) -> None:
             for count in (bits - 1, bits)
         ]
     assert errors[1] < errors[0]
+
+
+NEAREST = pico_recipe("quant.method=row_max", "quant.matrix_bits=3").quant
+
+
+def on_the_grid(weight: Tensor, *, floor: float = 0.0) -> Tensor:
+    """clip(round(w / s), -4, 3) s with s = max(max|w| / 3, floor): the fake quantization of the older records."""
+    wide = weight.double()
+    scale = (wide.abs().amax(1, keepdim=True) / 3).clamp_min(floor)
+    return ((wide / scale).round().clamp(-4, 3) * scale).float()
+
+
+@pytest.mark.parametrize("method", ["row_max", "clip_search", "row_clip_search"])
+def test_without_hessians_the_forward_sees_the_row_max_grid(method: str) -> None:
+    config = pico_recipe(f"quant.method={method}", "quant.matrix_bits=3").quant
+    weight = random_weight()
+    torch.testing.assert_close(fake_quantize(weight, NAME, config), on_the_grid(weight), rtol=1e-6, atol=1e-6)
+
+
+def test_the_unit_floor_holds_for_the_fake_quantized_matrix() -> None:
+    config = pico_recipe("quant.method=row_max", "quant.matrix_bits=3", "quant.scale_floor=unit").quant
+    weight = random_weight() * 0.2
+    found = fake_quantize(weight, NAME, config)
+    torch.testing.assert_close(found, on_the_grid(weight, floor=1 / 3), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, on_the_grid(weight))
+
+
+@pytest.mark.parametrize("method", ["gptq", "row_max"])
+def test_with_rotation_it_is_the_rotated_matrix_that_is_rounded(method: str) -> None:
+    options = (f"quant.method={method}", "quant.matrix_bits=3", "quant.attn_clip_sigmas=3")
+    weight = torch.cat([random_weight(), random_weight()[:3]])  # eight rows
+    found = fake_quantize(weight, NAME, pico_recipe(*options, "quant.rotate=true").quant)
+    inside = fake_quantize(hadamard(weight), NAME, pico_recipe(*options).quant)
+    torch.testing.assert_close(found, hadamard(inside), rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_that_stays_float16_is_not_fake_quantized() -> None:
+    weight = random_weight()
+    config = pico_recipe(f"quant.float16_below={weight.numel()}").quant
+    assert fake_quantize(weight, NAME, config) is weight
+
+
+def test_the_gradient_passes_straight_through_the_row_max_grid() -> None:
+    weight = random_weight().requires_grad_()
+    incoming = torch.randn(5, 423, generator=torch.Generator().manual_seed(1))
+    (found,) = torch.autograd.grad(fake_quantize(weight, NAME, NEAREST), weight, incoming)
+    assert torch.equal(found, incoming)
