@@ -138,6 +138,18 @@ def test_the_digest_covers_every_value_but_the_two_texts() -> None:
     assert len(names) > 60
 
 
+def test_a_key_left_at_its_default_is_not_in_the_digest() -> None:
+    written_out = pico_recipe("model.negative_slope=0.5", "optim.newton_schulz_steps=5", "compat.clip=global")
+    assert written_out.digest == pico_recipe().digest
+
+
+@pytest.mark.parametrize("name", ["q_gain_init", "logit_softcap"])
+def test_what_is_on_by_default_and_switched_off_stays_off(name: str) -> None:
+    off = pico_recipe(f"model.{name}=false")
+    assert getattr(recipe_from_dict(off.to_dict()).model, name) is None
+    assert off.digest != pico_recipe().digest
+
+
 @pytest.mark.parametrize("part", ["skips", "bigram", "smear", "value_embedding", "carry", "lanes", "attention_gate"])
 def test_the_digest_covers_which_parts_are_on(part: str) -> None:
     assert pico_recipe(*RECORD_PARTS, f"model.{part}=false").digest != pico_recipe(*RECORD_PARTS).digest

@@ -64,4 +64,40 @@ def test_every_shipped_recipe_is_listed_and_can_be_shown(capsys: pytest.CaptureF
     assert listed["demo"] == load_recipe("demo").description
     for name in listed:
         assert shown(capsys, name)["recipe"]["name"] == name
-    assert golf(capsys, "recipe", "list").out.splitlines()[0].startswith("demo ")
+    assert [line.split()[0] for line in golf(capsys, "recipe", "list").out.splitlines()] == recipe_names()
+
+
+def test_values_that_no_tool_acts_on_yet_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "pr1493")["unbuilt"] == ["eval.sliding_stride", "ttt"]
+    assert shown(capsys, "pr1855")["unbuilt"] == ["ttt"]
+    assert shown(capsys, "baseline")["unbuilt"] == []
+    assert "# not built   ttt:" in golf(capsys, "recipe", "show", "pr1801").out
+
+
+def test_the_difference_of_two_recipes_is_what_their_text_says(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = golf(capsys, "recipe", "diff", "pr1787", "pr1801", "--json").json
+    assert {row["key"]: (row["first"], row["second"]) for row in rows} == {
+        "model.carry.beta": (None, [1.56, 1.85, 2.13]),
+        "model.carry.alpha": (None, [[0.23, 0.04, 0.03], [0.13, -0.34, 0.01], [0.06, 0.19, -0.02]]),
+        "model.carry.learn": (None, False),
+        "model.carry.round_to_bfloat16": (None, True),
+        "run.log_every": (500, 100),
+    }
+
+
+def test_a_difference_prints_one_line_a_value_with_a_dash_for_what_is_off(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line.split() for line in golf(capsys, "recipe", "diff", "pr1855", "pr1787").out.splitlines()]
+    assert lines[0] == ["key", "pr1855", "pr1787"]
+    assert ["model.attention_gate.scale", "0.5", "1.0"] in lines
+    assert ["model.smear.window", "12", "-"] in lines
+
+
+def test_a_recipe_does_not_differ_from_itself(finished: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert golf(capsys, "recipe", "diff", finished.toml, finished.toml, "--json").json == []
+    assert "the same values" in golf(capsys, "recipe", "diff", "demo", "demo").out
+
+
+def test_an_unknown_recipe_to_compare_with_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    said = golf(capsys, "recipe", "diff", "demo", "dmo")
+    assert said.code == 2
+    assert "did you mean demo?" in said.err
