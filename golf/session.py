@@ -7,6 +7,7 @@ from typing import Any
 
 from golf.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from golf.config import Recipe
+from golf.data.published import VARIANTS
 from golf.data.shards import Dataset
 from golf.distributed import World
 from golf.errors import BadFileError, UsageError
@@ -86,14 +87,22 @@ def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
     """
     folder = data or Path("data") / recipe.data.dataset
     if not folder.is_dir():
-        how = "make it with: golf data demo" if recipe.data.dataset == "demo" else "prepare it with: golf data prepare"
-        raise UsageError(f"no data in {folder}; {how} --out {folder}, or name a folder with --data")
+        how = f"{_how_to_get(recipe.data.dataset)} --out {folder}"
+        raise UsageError(f"no data in {folder}; {how}, or name a folder with --data")
     dataset = Dataset.open(folder)
     if dataset.bos_id != recipe.model.bos_id:  # the model would take no token for a document's start
         reason = f"its documents start with id {dataset.bos_id}, the recipe's with {recipe.model.bos_id}"
         raise BadFileError(folder, reason, f"add --set model.bos_id={dataset.bos_id}")
     dataset.check_vocab(recipe.model.vocab_size)
     return dataset
+
+
+def _how_to_get(dataset: str) -> str:
+    """Name the command that brings a data set."""
+    if dataset == "demo":
+        return "make it with: golf data demo"
+    published = [name for name, variant in VARIANTS.items() if variant.dataset == dataset]
+    return f"fetch it with: golf data fetch {published[0]}" if published else "prepare it with: golf data prepare"
 
 
 def _plain(name: str) -> str:

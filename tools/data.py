@@ -1,4 +1,4 @@
-"""Prepare, audit and make data sets: token shards, byte sidecar, manifest."""
+"""Prepare, fetch, audit and make data sets: token shards, byte sidecar, manifest."""
 
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,40 @@ def prepare(
         log.note(f"prepare: {documents:,} documents, {utf8_bytes / 1e6:,.0f} MB")
 
     _show(run(inputs, out=out, tokenizer=tokenizer, transform=transform, progress=tell, **settings), out, as_json)
+
+
+@command.command(epilog="Example: golf data fetch sp8192-caseops --shards 10")
+@click.argument("variant")
+@click.option("--shards", type=click.IntRange(min=1), help="Training shards to have.  [default: 80, or all]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to fill.  [default: data/<its published name>]")
+@click.option("--endpoint", metavar="URL", help="A mirror of the hub.  [default: https://huggingface.co]")
+@json_option
+def fetch(variant: str, shards: int | None, out: Path | None, endpoint: str | None, as_json: bool) -> None:
+    """Fetch a published data set: sp1024, sp4096, sp8192 or sp8192-caseops.
+
+    The tokenizer, all of validation and the first training shards, in their frozen order. The same command again goes
+    on where it stopped, and fetches anew what is damaged.
+    """
+    from golf.data.fetch import fetch as run
+    from golf.data.published import VARIANTS
+    from golf.errors import UsageError
+    from golf.log import Log
+
+    if variant not in VARIANTS:
+        raise UsageError(f"no published data set is called '{variant}'; there are: {', '.join(VARIANTS)}")
+    log, out = Log(), out or Path("data", VARIANTS[variant].dataset)
+
+    def tell(name: str, done: int, total: int) -> None:
+        log.note(f"fetch: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, now {name}")
+
+    manifest = run(VARIANTS[variant], out=out, shards=shards, endpoint=endpoint, progress=tell)
+    if as_json:
+        echo_json(manifest)
+        return
+    for kind in ("train", "val"):
+        click.echo(f"{kind:<8}{manifest[kind]['documents']:,} documents, {manifest[kind]['tokens']:,} tokens")
+    click.echo(f"scored  {manifest['val']['scored_tokens']:,} tokens, {manifest['val']['scored_bytes']:,} bytes")
+    click.echo(f"wrote   {out}")
 
 
 @command.command(epilog="Example: golf data demo")

@@ -15,10 +15,8 @@ import numpy.typing as npt
 
 from golf.data.caseops import OPERATORS
 from golf.data.shards import Dataset
-from golf.data.tokenizer import load_tokenizer
+from golf.data.tokenizer import SPACE, load_tokenizer
 from golf.errors import BadFileError, UsageError
-
-_SPACE = "\u2581"  # SentencePiece writes a space so
 
 
 class ByteCounter(Protocol):
@@ -40,7 +38,7 @@ class TableByteCounter:
     def from_tokenizer(cls, path: Path, vocab_size: int) -> "TableByteCounter":
         """Build the tables for ids 0 … max(pieces, vocab_size) - 1; ids without text are 0 bytes and boundaries."""
         tokenizer = load_tokenizer(path)
-        if not tokenizer.has_pieces(_SPACE):
+        if not tokenizer.has_pieces(SPACE):
             raise BadFileError(path, "it has no piece for a space (U+2581)", "prepare the data with another tokenizer")
         size = max(tokenizer.vocab_size, vocab_size)
         base, lead, bound = np.zeros(size, np.int16), np.zeros(size, np.bool_), np.ones(size, np.bool_)
@@ -49,8 +47,8 @@ class TableByteCounter:
             if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
                 continue
             piece: str = processor.id_to_piece(token)
-            lead[token] = piece.startswith(_SPACE)
-            base[token] = 1 if processor.is_byte(token) else len(piece.removeprefix(_SPACE).encode())
+            lead[token] = piece.startswith(SPACE)
+            base[token] = 1 if processor.is_byte(token) else len(piece.removeprefix(SPACE).encode())
             bound[token] = False
         return cls(base, lead, bound)
 

@@ -62,9 +62,10 @@ def bytes_before(text: str, *, is_encoded: bool) -> npt.NDArray[np.int64]:
 def exact_bytes(pieces: Pieces, before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the bytes charged to a document's tokens, the document start first; their sum is the text's UTF-8 length.
 
-    A token is charged from where the last one ended to where it ends. So what the tokenizer drops (blanks and control
-    characters at the ends of a text) goes to the token after it, at the end of the text to the last token, and to the
-    document start if the text leaves no token at all. Otherwise the document start is 0.
+    This is the default counting, for every string. A token is charged from where the last one ended to where it ends.
+    What the tokenizer folds is charged to the token that it became part of. What it drops (blanks, control characters)
+    goes to the token before it; at the beginning of a text to the first token, and to the document start if the text
+    leaves no token at all, which is otherwise 0. `Encoder` skips such texts, so prepared data never charges a start.
     """
     charged = np.concatenate([[0], before[pieces.ends]])
     charged[-1] = before[-1]
@@ -72,9 +73,10 @@ def exact_bytes(pieces: Pieces, before: npt.NDArray[np.int64]) -> npt.NDArray[np
 
 
 def reference_bytes(pieces: Pieces, before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the published sidecars' count, the document start (0) first: each token's surface and no more.
+    """Return the reference's counting, the document start (0) first: each token's surface and no more.
 
-    What the tokenizer drops is charged to nobody, so the sum may be less than the text's UTF-8 length.
+    The published sidecars were counted so. What the tokenizer drops at the ends of a text is charged to nobody, so the
+    sum may be less than the text's UTF-8 length.
     """
     return np.concatenate([[0], before[pieces.ends] - before[pieces.begins]])
 

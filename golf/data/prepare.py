@@ -17,7 +17,7 @@ from golf.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION,
 from golf.data.readback import Totals, read_back_files, read_back_sidecar, read_back_split
 from golf.data.shards import OWN_PREFIX, Dataset, shard_kind
 from golf.data.texts import Document, find_inputs, read_documents
-from golf.data.tokenizer import load_tokenizer
+from golf.data.tokenizer import TOKENIZER_NAME, load_tokenizer
 from golf.data.writer import ShardWriter
 from golf.errors import BadFileError, UsageError
 from golf.files import atomic_path, remove_stale, write_json
@@ -28,8 +28,7 @@ SHARD_TOKENS = 10**8
 DEFAULT_VAL_FRACTION = 0.05
 MAX_DEFAULT_VAL_DOCS = 50_000  # the challenge's own validation set
 
-_TOKENIZER_NAME = "tokenizer.model"
-_CHUNK_BYTES = 1 << 20  # text tokenized in one call, and between two calls of `progress`
+_TOLD_BYTES = 1 << 20  # of text between two calls of `progress`
 
 
 def prepare(
@@ -135,7 +134,7 @@ def _reported(documents: Iterable[Document], progress: Progress | None) -> Itera
     for document in documents:
         yield document
         count, size = count + 1, size + document.utf8_bytes
-        if progress and size - told >= _CHUNK_BYTES:
+        if progress and size - told >= _TOLD_BYTES:
             progress(count, size)
             told = size
     if progress:
@@ -157,24 +156,12 @@ def _write_val(
 
 def _write_train(documents: Iterator[Document], encoder: Encoder, train: ShardWriter) -> Totals:
     totals = Totals()
-    for chunk in _chunks(documents):
-        for document, tokens in zip(chunk, encoder.encode(chunk), strict=True):
-            totals = totals.plus(document.utf8_bytes, tokens.size)
-            if tokens.size:
-                train.append(tokens)
-    return totals
-
-
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    chunk, size = [], 0
     for document in documents:
-        chunk.append(document)
-        size += document.utf8_bytes
-        if size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+        tokens = encoder.encode(document)
+        totals = totals.plus(document.utf8_bytes, tokens.size)
+        if tokens.size:
+            train.append(tokens)
+    return totals
 
 
 def _nothing_to_train_on(files: list[Path], val_documents: int) -> Exception:
@@ -186,7 +173,7 @@ def _nothing_to_train_on(files: list[Path], val_documents: int) -> Exception:
 
 
 def _copy_tokenizer(source: Path, out: Path) -> Path:
-    target = out / _TOKENIZER_NAME
+    target = out / TOKENIZER_NAME
     if source.resolve() != target.resolve():
         with atomic_path(target) as temp:
             shutil.copyfile(source, temp)
@@ -201,7 +188,7 @@ def _describe(dataset: Dataset, encoder: Encoder, train: Totals, val: Totals) ->
         "version": MANIFEST_VERSION,
         "transform": "caseops" if encoder.is_caseops else "none",
         "tokenizer": {
-            "file": _TOKENIZER_NAME,
+            "file": TOKENIZER_NAME,
             "source": tokenizer.path.name,
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,

@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,45 @@ def random_text(seed: int, words: int) -> str:
     """Words of all cases and scripts with blanks, newlines and tabs between them."""
     choose = random.Random(seed)
     return "".join(choose.choice(WORDS) + choose.choice([" ", "  ", "\n", "\t", ", "]) for _ in range(words))
+
+
+FRAGMENTS: list[str] = [
+    *OPERATORS,  # literally, which the transform must escape
+    *["\u4e2d\u6587", "\u65e5", "\uac00", "\u0e01", "\u05d0", "\U00020000"],  # beyond the alphabet
+    *["\u0301", "\u0308", "e\u0301", "\u1112\u1161\u11ab"],  # combining marks, decomposed Hangul
+    *[
+        "\u00c9",
+        "\u0130",
+        "\ufb01",
+        "\u2126",
+        "\u2167",
+        "\uff21",
+        "\u00bd",
+        "\u1e9e",
+        "\u01c5",
+    ],  # folded to other letters
+    *["\U0001f600", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "\u2764\ufe0f"],  # emoji
+    *["\x00", "\x07", "\x1b", "\x7f", "\x85", "\u200b", "\u200e", "\u2028", "\ufeff", "\ufffd"],  # dropped controls
+    *[" ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2003", "\u2581"],  # all of them spaces
+    *["\u0378", "\u2fe0", "\U0003fffe", "\uffff", "\ue000", "\ue005", "\uf8ff", "\U0010fffd"],  # unassigned, private
+    *["a b", "x y Z", ". ", " .", ", and ", "<s>", "<unk>", "<0x41>"],
+]
+
+
+def wild_texts(seed: int, count: int) -> Iterator[str]:
+    """Short strings of words of random case and everything that a tokenizer folds, drops or breaks into bytes."""
+    choose = random.Random(seed)
+    for _ in range(count):
+        yield "".join(_wild_part(choose) for _ in range(choose.randint(0, 12)))
+
+
+def _wild_part(choose: random.Random) -> str:
+    kind = choose.random()
+    if kind < 0.5:
+        return choose.choice(FRAGMENTS)
+    if kind < 0.6:
+        return chr(choose.choice([choose.randrange(0xD800), choose.randrange(0xE000, 0x110000)]))
+    return "".join(choose.choice(letters) for letters in ["aA", "nN", "dD", "sS'1"][: choose.randint(1, 4)])
 
 
 def train_tokenizer(path: Path, lines: list[str] | None = None, **options: Any) -> Path:

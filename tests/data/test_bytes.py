@@ -22,14 +22,14 @@ def folder_with(folder: Path, *, sidecar: bool, tokenizer: Path | None) -> Datas
 
 def test_the_table_counts_every_byte_of_plain_text(plain_tokenizer: Path) -> None:
     text = random_text(3, 200)
-    tokens = np.insert(load_tokenizer(plain_tokenizer).encode([text])[0], 0, 1)
+    tokens = np.insert(load_tokenizer(plain_tokenizer).encode(text), 0, 1)
     counted = TableByteCounter.from_tokenizer(plain_tokenizer, 512).bytes_of(tokens, 0, len(tokens) - 1)
     assert counted.sum() == len(text.encode())
 
 
 def test_a_leading_space_is_free_after_a_boundary(plain_tokenizer: Path) -> None:
     tokenizer = load_tokenizer(plain_tokenizer)
-    space = int(tokenizer.encode(["a b"])[0][1])  # begins with a space
+    space = int(tokenizer.encode("a b")[1])  # begins with a space
     counter = TableByteCounter.from_tokenizer(plain_tokenizer, 512)
     tokens = np.array([1, space, space, 2, space], dtype=np.uint16)
     paid = int(counter.base[space])
@@ -60,7 +60,7 @@ def test_a_range_takes_the_bytes_of_its_targets() -> None:
 
 
 def test_ranges_add_up(plain_tokenizer: Path) -> None:
-    tokens = np.insert(load_tokenizer(plain_tokenizer).encode([random_text(4, 50)])[0], 0, 1)
+    tokens = np.insert(load_tokenizer(plain_tokenizer).encode(random_text(4, 50)), 0, 1)
     counter = TableByteCounter.from_tokenizer(plain_tokenizer, 512)
     cuts = [0, 1, 7, 30, len(tokens) - 1]
     parts = [counter.bytes_of(tokens, start, stop) for start, stop in pairwise(cuts)]

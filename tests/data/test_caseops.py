@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from golf.data.caseops import OPERATORS, bytes_before, decode, encode, exact_bytes, reference_bytes
 from golf.data.tokenizer import Pieces, load_tokenizer
+from tests.data.conftest import wild_texts
 
 T, A, C, E = tuple(OPERATORS)
 tricky_text = st.text(st.one_of(st.sampled_from("aZbY1' \n\u00e9\u0130" + OPERATORS), st.characters(codec="utf-8")))
@@ -34,6 +35,11 @@ def test_capitals_become_operators(text: str, encoded: str) -> None:
 @given(tricky_text)
 def test_decoding_undoes_encoding(text: str) -> None:
     assert decode(encode(text)) == text
+
+
+def test_decoding_undoes_encoding_of_ten_thousand_wild_texts() -> None:
+    for text in wild_texts(5, 10_000):
+        assert decode(encode(text)) == text
 
 
 @given(tricky_text)
@@ -125,6 +131,31 @@ def test_exact_bytes_sum_to_the_utf8_length(caseops_tokenizer: Path, text: str) 
     assert charged.sum() == len(text.encode())
     assert charged.min() >= 0
     assert len(charged) == 1 + len(pieces.ids)
+
+
+def test_exact_bytes_of_ten_thousand_wild_texts_sum_to_the_utf8_length(caseops_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(caseops_tokenizer)
+    for text in wild_texts(6, 10_000):
+        encoded = encode(text)
+        charged = exact_bytes(tokenizer.encode_pieces(encoded), bytes_before(encoded, is_encoded=True))
+        assert (charged.sum(), charged.min() >= 0) == (len(text.encode()), True), text
+
+
+def test_what_is_dropped_within_a_text_goes_to_the_token_before_it(caseops_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(caseops_tokenizer)
+    kept, dropped = "7\u20ac9", "7\x1b\x07\u20ac\x7f9\x08"
+    pieces = tokenizer.encode_pieces(dropped)
+    assert pieces.ids.tolist() == tokenizer.encode(kept).tolist()
+    assert exact_bytes(pieces, bytes_before(dropped, is_encoded=True)).tolist() == [0, 3, 0, 0, 4, 2]
+
+
+def test_what_is_folded_goes_to_the_token_that_it_became_part_of(caseops_tokenizer: Path) -> None:
+    """A circled 7 of three bytes and a raised 1 of two are digits."""
+    tokenizer = load_tokenizer(caseops_tokenizer)
+    text = "\u2466\u00b9 \n\u00a0"
+    pieces = tokenizer.encode_pieces(text)
+    assert pieces.ids.tolist() == tokenizer.encode("71").tolist()
+    assert exact_bytes(pieces, bytes_before(text, is_encoded=True)).tolist() == [0, 3, 6]
 
 
 @given(tricky_text)

@@ -1,25 +1,22 @@
 """The byte table against the reference's tables of the real tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from safetensors.numpy import load_file
 
 from golf.data.bytes import TableByteCounter
 from golf.data.caseops import encode
 from golf.data.tokenizer import load_tokenizer
+from tests.parity.fixture_set import read_fixture
 
 BOS_ID = 1
 
 
 @pytest.fixture
 def description(fixtures: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((fixtures / "bpb_lut.json").read_text())
-    return loaded
+    return read_fixture(fixtures, "bpb_lut")[0]
 
 
 @pytest.fixture
@@ -28,11 +25,11 @@ def tokenizer(fixtures: Path, description: dict[str, Any]) -> Path:
 
 
 def test_tables_are_those_of_the_reference(fixtures: Path, description: dict[str, Any], tokenizer: Path) -> None:
-    tables: dict[str, npt.NDArray[Any]] = load_file(fixtures / "bpb_lut.safetensors")
+    _, tables = read_fixture(fixtures, "bpb_lut")
     counter = TableByteCounter.from_tokenizer(tokenizer, description["tensors"]["base_bytes"]["shape"][0])
-    assert np.array_equal(counter.base, tables["base_bytes"])
-    assert np.array_equal(counter.lead, tables["has_leading_space"])
-    assert np.array_equal(counter.bound, tables["is_boundary_token"])
+    assert np.array_equal(counter.base, tables["base_bytes"].numpy())
+    assert np.array_equal(counter.lead, tables["has_leading_space"].numpy())
+    assert np.array_equal(counter.bound, tables["is_boundary_token"].numpy())
 
 
 def test_samples_are_charged_as_by_the_reference(description: dict[str, Any], tokenizer: Path) -> None:
@@ -46,5 +43,12 @@ def test_samples_are_charged_as_by_the_reference(description: dict[str, Any], to
 
 def test_samples_are_tokenized_as_by_the_reference(description: dict[str, Any], tokenizer: Path) -> None:
     samples = description["samples"]
-    encoded = load_tokenizer(tokenizer).encode([encode(sample["text"]) for sample in samples])
-    assert [ids.tolist() for ids in encoded] == [sample["ids"] for sample in samples]
+    encoded = [load_tokenizer(tokenizer).encode(encode(sample["text"])).tolist() for sample in samples]
+    assert encoded == [sample["ids"] for sample in samples]
+
+
+def test_samples_are_transformed_as_by_the_reference(description: dict[str, Any]) -> None:
+    for sample in description["samples"]:
+        assert encode(sample["text"]) == sample["encoded"]
+        assert len(sample["text"].encode()) == sample["text_utf8_bytes"]
+        assert len(sample["encoded"].encode()) == sample["encoded_utf8_bytes"]

@@ -186,7 +186,12 @@ def test_another_document_start_than_the_recipes_exits_3_and_names_the_remedy(
 
 
 @pytest.mark.parametrize(
-    ("dataset", "remedy"), [("demo", "golf data demo --out "), ("mine", "golf data prepare --out ")]
+    ("dataset", "remedy"),
+    [
+        ("demo", "golf data demo --out "),
+        ("mine", "golf data prepare --out "),
+        ("fineweb10B_sp8192", "golf data fetch sp8192 --out "),
+    ],
 )
 def test_missing_data_exits_2_and_names_the_remedy(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dataset: str, remedy: str
