@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parity.subset import DATA, unpack_subset
 from tests.session_tools import Place, copy_place, finished_place
 
 _RECORDED = pytest.StashKey[Path]()
@@ -29,12 +30,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.stash[_RECORDED] = recorded.resolve()
 
 
-@pytest.fixture
-def fixtures(pytestconfig: pytest.Config) -> Path:
-    """The recorded data set; tests that need it are skipped without one."""
-    if _RECORDED not in pytestconfig.stash:
-        pytest.skip("needs --fixtures DIR, the recorded reference data")
-    return pytestconfig.stash[_RECORDED]
+@pytest.fixture(scope="session")
+def fixtures(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded data set: the folder of `--fixtures DIR`, or else the project's compact subset, unpacked."""
+    if _RECORDED in pytestconfig.stash:
+        return pytestconfig.stash[_RECORDED]
+    return unpack_subset(DATA, tmp_path_factory.mktemp("recorded"))
 
 
 @pytest.fixture

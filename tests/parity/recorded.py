@@ -14,7 +14,8 @@ from golf.model.plan import LayerPlan, plan_layers
 from golf.model_config import ModelConfig
 from golf.quant.scheme import QuantizedTensor, Stored
 from golf.recipe import override_recipe
-from tests.parity.unbank import read_fixture, unbank, unbanked_weights
+from tests.parity.fixture_set import read_fixture, under
+from tests.parity.unbank import unbank, unbanked_weights
 from tests.pico import pico_recipe
 
 SAME = {  # our name: the reference's
@@ -34,12 +35,16 @@ def reference_name(name: str) -> str:
 
 
 def config_of(values: dict[str, Any], tensors: dict[str, Tensor]) -> ModelConfig:
-    """Translate the recorded hyperparameters."""
+    """Translate the recorded hyperparameters; what golf has no name for must be off, what it always does, on."""
+    assert not any(values[key] for key in ("attn_out_gate_enabled", "gated_attn_enabled", "rope_yarn"))
+    assert values["sparse_attn_gate_enabled"]
+    assert values.get("recur_alpha_enabled", False) == ("w::recur_alpha" in tensors)
     recipe: Recipe = override_recipe(
         pico_recipe("model.bigram=false", "model.value_embedding=false", "model.smear=false", "model.carry=false"),
         [
             *[f"model.{key}={values[key]}" for key in ("vocab_size", "num_layers", "model_dim", "num_heads")],
             *[f"model.{key}={values[key]}" for key in ("num_kv_heads", "mlp_mult", "logit_softcap", "xsa_last_n")],
+            f"model.tie_embeddings={str(values['tie_embeddings']).lower()}",
             f"model.ln_scale={str(values['ln_scale']).lower()}",
             f"model.rope.dims={values['rope_dims']}",
             f"model.rope.base={values['rope_base']}",
@@ -76,7 +81,7 @@ class Recorded:
         self.tokens = base
         self.max_seqlen = int(inputs["scalars"]["max_seqlen"])
         self.model = GPT(config_of(self.description["hyperparameters"], own))
-        weights = unbank({key[3:]: tensor for key, tensor in (base | own).items() if key.startswith("w::")})
+        weights = unbank(under(base, "w::") | under(own, "w::"))
         state = {name: weights.pop(reference_name(name)) for name in self.model.state_dict()}
         assert not weights, f"recorded weights that no part of the model took: {sorted(weights)}"
         self.model.load_state_dict(state)
@@ -111,7 +116,7 @@ def recorded_artifact(folder: Path) -> dict[str, Stored]:
 
 
 def plain(tensor: Stored) -> Tensor:
-    return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.float()
+    return tensor.float() if isinstance(tensor, Tensor) else tensor.dequantize()
 
 
 def _bits(tag: str) -> int:

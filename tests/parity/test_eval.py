@@ -1,5 +1,6 @@
 """Plain evaluation of the dequantized record against the recorded losses and scores, rank by rank."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def stream_of(values: dict[str, Any], tensors: dict[str, Tensor], row: dict[str,
     )
 
 
+def whole_stream(values: dict[str, Any], tensors: dict[str, Tensor], row: dict[str, Any]) -> ValidationStream:
+    """The batches of all ranks of a recorded rank's world, over the whole recorded stream."""
+    everything = stream_of(values, tensors, row | {"target_positions": [1, values["raw_tokens"]]})
+    return replace(everything, whole_batches_of=row["world_size"])
+
+
 def test_segments_are_those_of_the_reference(fixtures: Path) -> None:
     values, tensors = read_fixture(fixtures, "eval")
     stream, expected = stream_of(values, tensors, values["results"][0]), values["batch_segments_world1"]
@@ -63,6 +70,38 @@ def test_recorded_losses_give_the_recorded_score(fixtures: Path, source: str) ->
     assert score.val_loss == pytest.approx(row["loss"], rel=values["tolerances"]["loss"]["rtol"])
     assert score.val_bpb == pytest.approx(row["bpb"], rel=values["tolerances"]["bpb"]["rtol"])
     assert row["bytes"] in (None, charged)
+
+
+def test_the_batches_of_every_recorded_rank_are_those_of_its_range(fixtures: Path) -> None:
+    values, tensors = read_fixture(fixtures, "eval")
+    seq_len = values["hyperparameters"]["eval_seq_len"]
+    assert any(row["sequences"] != row["sequences_before_truncation"] for row in values["results"])
+    for row in values["results"]:
+        stream = whole_stream(values, tensors, row)
+        starts = stream.rank_starts(row["rank"])
+        stop = starts[-1] + stream.config.batch_tokens
+        assert [starts[0] + 1, stop + 1] == row["target_positions"], row
+        assert [starts[0] // seq_len, stop // seq_len] == row["sequences"], row
+        assert 0 <= row["sequences_before_truncation"][1] * seq_len - stop < stream.config.batch_tokens, row
+
+
+def test_all_ranks_of_a_recorded_world_together_score_what_they_score_apart(fixtures: Path) -> None:
+    values, tensors = read_fixture(fixtures, "eval")
+    recorded, world = dequantized_model(fixtures), single_world(torch.device("cpu"))
+    worlds = [row for row in values["results"] if row["rank"] > 0 and row["bytes_from"] == "sidecar"]
+    compared = 0
+    for row in worlds:
+        same = ("world_size", "sequences_per_batch", "bytes_from")
+        ranks = [other for other in values["results"] if all(other[key] == row[key] for key in same)]
+        if len(ranks) < row["world_size"]:
+            continue  # not all of its ranks were recorded
+        compared += 1
+        score = evaluate(recorded.model, whole_stream(values, tensors, row), plan=recorded.plan("on"), world=world)
+        assert score.tokens == sum(other["tokens"] for other in ranks)
+        assert score.bytes == sum(other["bytes"] for other in ranks)
+        loss = sum(other["loss"] * other["tokens"] for other in ranks) / score.tokens
+        assert score.val_loss == pytest.approx(loss, rel=values["tolerances"]["loss"]["rtol"])
+    assert compared
 
 
 def test_every_recorded_rank_is_scored_as_recorded(fixtures: Path) -> None:

@@ -1,26 +1,25 @@
 """The loaders against recorded batches of the reference."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from golf.data.loader import PackedLoader
+from golf.data.loader import Loader
+from golf.data.packed import PackedStream
 from golf.data.shards import read_shard
 from golf.data.windows import calibration_windows, read_windows
+from tests.parity.fixture_set import read_fixture, recorded_path
 
 BOS_ID = 1
 
 
 @pytest.fixture
 def recorded(fixtures: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[Path]]:
-    description = json.loads((fixtures / "loaders.json").read_text())
-    shards = [fixtures / name for name in description["files"]]
-    return description, load_file(fixtures / "loaders.safetensors"), shards
+    description, tensors = read_fixture(fixtures, "loaders")
+    return description, tensors, [recorded_path(fixtures, name) for name in description["files"]]
 
 
 def batches_of(tensors: dict[str, Tensor], kind: str) -> dict[tuple[int, int], int]:
@@ -32,6 +31,18 @@ def batches_of(tensors: dict[str, Tensor], kind: str) -> dict[tuple[int, int], i
             key = int(world.removeprefix("ws")), int(rank.removeprefix("rank"))
             counts[key] = counts.get(key, 0) + 1
     return counts
+
+
+def packed(shards: list[Path], packing: dict[str, Any], *, rank: int, world: int, rows: int, group: int) -> Loader:
+    stream = PackedStream.open(shards, batch_tokens=packing["train_batch_tokens"], bos_id=BOS_ID, group_ranks=group)
+    return Loader(
+        stream,
+        max_doc_len=packing["max_doc_len"],
+        bos_id=BOS_ID,
+        rank=rank,
+        world_size=world,
+        rows_per_micro_batch=rows,
+    )
 
 
 def test_shards_have_the_recorded_sizes(recorded: tuple[dict[str, Any], dict[str, Tensor], list[Path]]) -> None:
@@ -47,16 +58,7 @@ def test_packed_batches_are_those_of_the_reference(
     counts = batches_of(tensors, "pack.")
     assert len({world for world, _ in counts}) >= 3
     for (world, rank), count in counts.items():
-        loader = PackedLoader(
-            shards,
-            batch_tokens=packing["train_batch_tokens"],
-            max_doc_len=packing["max_doc_len"],
-            bos_id=BOS_ID,
-            rank=rank,
-            world_size=world,
-            rows_per_micro_batch=1,
-            group_ranks=world,
-        )
+        loader = packed(shards, packing, rank=rank, world=world, rows=1, group=world)
         micro_batches = [batch for _ in range(count) for batch in loader.next_step()][:count]
         loader.close()
         for number, batch in enumerate(micro_batches):
@@ -64,6 +66,8 @@ def test_packed_batches_are_those_of_the_reference(
             assert torch.equal(batch.tokens[0], tensors[f"{name}.inputs"].long())
             assert torch.equal(batch.targets[0], tensors[f"{name}.targets"].long())
             assert torch.equal(batch.cu_seqlens, tensors[f"{name}.cu_seqlens"])
+            assert len(batch.cu_seqlens) % packing["cu_bucket_size"] == 0
+            assert batch.tokens.numel() == packing["tokens_per_rank_and_micro_batch"]
             assert int(batch.cu_seqlens.diff().max()) == packing["max_seqlen"][name]
 
 
@@ -75,15 +79,7 @@ def test_eight_way_groups_read_the_same_stream_on_any_world_size(
     packing = description["packing"]
     counts = batches_of(tensors, "pack.ws8")
     for (_, rank), count in counts.items():
-        loader = PackedLoader(
-            shards,
-            batch_tokens=packing["train_batch_tokens"],
-            max_doc_len=packing["max_doc_len"],
-            bos_id=BOS_ID,
-            rank=0,
-            world_size=1,
-            rows_per_micro_batch=0,
-        )
+        loader = packed(shards, packing, rank=0, world=1, rows=0, group=8)
         for number in range(count):
             expected = tensors[f"pack.ws8.rank{rank}.batch{number}.inputs"].long()
             assert torch.equal(loader.next_step()[0].tokens[rank], expected)
@@ -95,6 +91,7 @@ def test_calibration_windows_are_those_of_the_reference(
 ) -> None:
     description, tensors, shards = recorded
     calibration = description["calibration"]
+    assert calibration["rows_per_batch"] * calibration["seq_len"] * 8 == calibration["train_batch_tokens"]
     for (world, rank), count in batches_of(tensors, "calib.").items():
         windows = calibration_windows(
             description["shard_tokens"],

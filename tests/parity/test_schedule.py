@@ -1,9 +1,6 @@
-"""Learning rate, momentum, loop switch and averages of the reference.
+"""Learning rate, momentum, loop switch and averages of the reference."""
 
-Not covered: `lr_old_by_iterations` and `lr_old_by_wallclock` as they stand (golf has the fraction form only; by
-iterations the two agree when the fraction is warmdown_iters / iterations, which is tested).
-"""
-
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from golf.averaging import Averages
-from golf.config import AverageConfig, ScheduleConfig
 from golf.schedule import lr_multiplier, moment, muon_momentum
+from golf.training_config import AverageConfig, ScheduleConfig
 from tests.parity.unbank import read_fixture
 from tests.pico import pico_recipe
 
@@ -37,14 +34,30 @@ def test_the_multiplier_follows_the_recorded_tables(recorded: Recorded) -> None:
         assert found == pytest.approx(table["lr_mul"], rel=rtol), table["name"]
 
 
-def test_the_older_form_by_iterations_is_the_fraction_form(recorded: Recorded) -> None:
-    table = recorded[0]["lr_old_by_iterations"]
+def test_the_older_form_by_iterations_follows_the_recorded_table(recorded: Recorded) -> None:
+    """At its end the recorded function returns 1 again; no step is taken there, and golf's stays at 0."""
+    values = recorded[0]
+    table, rtol = values["lr_old_by_iterations"], values["tolerances"]["schedule"]["rtol"]
     total = table["iterations"]
-    schedule = ScheduleConfig(iterations=total, warmdown_fraction=table["warmdown_iters"] / total)
+    schedule = ScheduleConfig(iterations=total, warmdown_steps=table["warmdown_iters"])
     pairs = [(step, mul) for step, mul in zip(table["step"], table["lr_mul"], strict=True) if step < total]
     assert len(pairs) > 5
     for step, expected in pairs:
-        assert lr_multiplier(schedule, step / total) == pytest.approx(expected, rel=1e-9), step
+        assert lr_multiplier(schedule, step / total, step=step) == pytest.approx(expected, rel=rtol), step
+    assert lr_multiplier(schedule, 1.0, step=total) == 0.0
+
+
+def test_the_older_form_by_wall_clock_follows_the_recorded_table(recorded: Recorded) -> None:
+    values = recorded[0]
+    table, rtol = values["lr_old_by_wallclock"], values["tolerances"]["schedule"]["rtol"]
+    seconds = table["max_wallclock_ms"] / 1000
+    recipe = pico_recipe(
+        *("schedule.iterations=1000000", "schedule.warmdown_fraction=0", f"schedule.max_seconds={seconds}"),
+        *(f"schedule.warmdown_steps={table['warmdown_iters']}", "schedule.late_qat_below=0"),
+    )
+    moments = [moment(recipe, step=step, elapsed_seconds=elapsed / 1000) for step, elapsed in table["step_elapsed_ms"]]
+    assert len(moments) > 5
+    assert [now.lr_multiplier for now in moments] == pytest.approx(table["lr_mul"], rel=rtol)
 
 
 def test_the_momentum_follows_the_recorded_table(recorded: Recorded) -> None:
@@ -87,8 +100,14 @@ def count_values(tensors: dict[str, Tensor]) -> int:
     return sum(key.startswith("ema::value") and key.endswith(".x") for key in tensors)
 
 
-@pytest.mark.parametrize("decay", [0.5, 0.9965, 0.997])
-def test_the_exponential_average_follows_the_recorded_one(recorded: Recorded, decay: float) -> None:
+def test_the_exponential_averages_follow_the_recorded_ones(recorded: Recorded) -> None:
+    decays = {match[1] for key in recorded[1] if (match := re.match(r"ema::decay([\d.]+)\.after", key))}
+    assert len(decays) > 1
+    for decay in decays:
+        assert_follows(recorded, float(decay))
+
+
+def assert_follows(recorded: Recorded, decay: float) -> None:
     values, tensors = recorded
     model = TwoTensors(stage(tensors, "ema::init"))
     averages = Averages(model, AverageConfig(ema_decay=decay, shadows=()))
@@ -110,8 +129,9 @@ def test_the_stochastic_average_is_the_recorded_mean(recorded: Recorded) -> None
     model = TwoTensors(stage(tensors, "ema::init"))
     config = AverageConfig(swa_every=1, swa_below=1.0, use="swa", shadows=())
     averages = Averages(model, config)
-    for step in range(1, 5):
+    (name,) = {key.rpartition(".")[0] for key in tensors if key.startswith("swa::mean_of_")}
+    for step in range(1, int(name.rpartition("_")[2]) + 1):
         model.become(stage(tensors, f"ema::value{step}"))
         averages.update(step=step, lr_multiplier=0.1)
-    for key, expected in stage(tensors, "swa::mean_of_4").items():
+    for key, expected in stage(tensors, name).items():
         torch.testing.assert_close(averages.swa[key], expected, rtol=0, atol=values["tolerances"]["ema"]["atol"])

@@ -1,12 +1,12 @@
 """The reference keeps the matrices of all layers in banks; its Hessians and artifact name them one by one."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.parity.fixture_set import read_fixture as read_fixture
+from tests.parity.fixture_set import under
 
 BANKS = {
     "qo_bank": ("attn.c_q", "attn.proj"),
@@ -16,16 +16,10 @@ BANKS = {
 }
 
 
-def read_fixture(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the JSON and the tensors of one fixture."""
-    description: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    return description, load_file(folder / f"{name}.safetensors")
-
-
 def unbanked_weights(folder: Path) -> dict[str, Tensor]:
     """Return the weights of `model_1787` under their per-layer names."""
     _, tensors = read_fixture(folder, "model_1787")
-    return unbank({key.removeprefix("w::"): tensor for key, tensor in tensors.items() if key.startswith("w::")})
+    return unbank(under(tensors, "w::"))
 
 
 def unbank(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -46,6 +40,12 @@ def hessian_of(folder: Path, name: str) -> Tensor:
     """Return the full Hessian of the unbanked weight `name`."""
     description, tensors = read_fixture(folder, "hessian")
     return from_upper_triangle(tensors[f"H_triu::{description['aliases'].get(name, name)}"])
+
+
+def has_hessian(folder: Path, name: str) -> bool:
+    """Whether the Hessian of the unbanked weight `name` was recorded, and not left out of the compact subset."""
+    description, _ = read_fixture(folder, "hessian")
+    return name in description["names"]
 
 
 def from_upper_triangle(packed: Tensor) -> Tensor:
