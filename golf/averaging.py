@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from golf.config import AverageConfig
 from golf.profiles import gamma_of_width, power_decay
+from golf.training_config import AverageConfig
 
 Weights = dict[str, Tensor]
 

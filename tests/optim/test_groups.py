@@ -8,10 +8,12 @@ from golf.optim.groups import split_parameters
 from golf.roles import role_of
 from tests.pico import pico_model, pico_recipe
 
+UNTIED = ("model.tie_embeddings=false", "optim.head_lr=0.008")
 
-@pytest.mark.parametrize("tied", ["true", "false"])
-def test_the_groups_share_out_all_parameters(tied: str) -> None:
-    model = pico_model(pico_recipe(f"model.tie_embeddings={tied}"))
+
+@pytest.mark.parametrize("overrides", [(), UNTIED])
+def test_the_groups_share_out_all_parameters(overrides: tuple[str, ...]) -> None:
+    model = pico_model(pico_recipe(*overrides))
     groups = split_parameters(model)
     names = [name for group in groups for name in group]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
@@ -27,7 +29,7 @@ def test_matrices_lookups_and_the_rest_go_apart() -> None:
 
 
 def test_an_untied_head_is_alone_in_its_group() -> None:
-    assert set(split_parameters(pico_model(pico_recipe("model.tie_embeddings=false"))).head) == {"head.weight"}
+    assert set(split_parameters(pico_model(pico_recipe(*UNTIED))).head) == {"head.weight"}
     assert split_parameters(pico_model()).head == {}
 
 

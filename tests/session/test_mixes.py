@@ -1,4 +1,4 @@
-"""Options together through a whole run: trained, checkpointed, resumed to the same bits, quantized, read back, scored."""
+"""Options together through a whole run: trained, resumed to the same bits, quantized, read back, scored."""
 
 from pathlib import Path
 

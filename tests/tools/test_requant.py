@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from golf.artifact.container import unpack_bytes
-from golf.config import QuantConfig
 from golf.files import read_json
 from golf.quant.scheme import QuantizedTensor
+from golf.quant_config import QuantConfig
 from golf.recipe import load_recipe
 from golf.sweep.run import default_tries, parse_settings
 from golf.sweep.table import COLUMNS
