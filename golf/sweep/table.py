@@ -1,6 +1,6 @@
 """Results as a table: one row an experiment, its difference from the control, one form for each kind of reader.
 
-A row is a dict: name, changed (the overrides, as text), val_bpb, bytes, seconds and whatever else was measured. What
+A row is a dict: name, val_bpb, bytes, seconds and whatever else was measured. What
 was not measured is absent; a NaN is refused, because it would pass for that.
 """
 
@@ -19,7 +19,6 @@ from golf.files import write_text
 
 COLUMNS = (  # first and in this order; further columns follow in the order in which rows bring them
     "name",
-    "changed",  # overrides
     "val_bpb",
     "delta_bpb",  # against the control
     "gap_bpb",  # against the same weights before quantization

@@ -36,7 +36,6 @@ UNREAD = {
     "caseops.json: english_paragraph": "its text is not in the file",
     "caseops.json: strings/[]/sidecar_1787": WRONG_SIDECAR,
     "caseops.json: totals_where_both_exist/sidecar_1787": WRONG_SIDECAR,
-    "model_1787.json: parameters_left_in_bfloat16_by_the_reference": "golf's parameters are float32, all of them",
     "pr401_extras.json: hyperparameters/stream_head_targets": SLIDING,
     "pr401_extras.json: hyperparameters/windows_per_batch": SLIDING,
     "pr401_extras.json: sliding": SLIDING,

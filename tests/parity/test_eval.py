@@ -13,8 +13,8 @@ from golf.config import EvalConfig
 from golf.data.bytes import ByteCounter, SidecarByteCounter, TableByteCounter
 from golf.distributed import single_world
 from golf.evaluate import Score, ValidationStream, evaluate
+from tests.parity.fixture_set import read_fixture
 from tests.parity.recorded import Recorded, plain, recorded_artifact, reference_name
-from tests.parity.unbank import read_fixture
 
 BOS = 1
 

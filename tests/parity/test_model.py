@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from golf.data.documents import segment_rows
+from golf.model.init import build_model
 from golf.model.rotary import rotary_table
 from golf.part_config import RopeConfig
 from tests.parity.fixture_set import under
@@ -89,3 +90,10 @@ def test_without_the_document_mask_the_smear_gate_gives_other_logits(fixtures: P
     with torch.no_grad():
         logits = recorded.model.logits(recorded.batch("packed"), plan=recorded.plan("on"))[0]
     assert float((logits - unmasked).abs().max()) > 100 * recorded.description["tolerances"]["logits"]["atol"]
+
+
+def test_in_a_bfloat16_model_the_recorded_parameters_alone_are_bfloat16(fixtures: Path) -> None:
+    recorded = Recorded(fixtures, "model_1787")
+    model = build_model(recorded.model.config, seed=0, dtype=torch.bfloat16, device=torch.device("cpu"))
+    narrow = [reference_name(name) for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16]
+    assert narrow == recorded.description["parameters_left_in_bfloat16_by_the_reference"]

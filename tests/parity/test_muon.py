@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from golf.distributed import World
 from golf.optim.muon import Muon
 from golf.optim.polar import coefficients, orthogonalize
-from tests.parity.unbank import read_fixture
+from tests.parity.fixture_set import read_fixture
 from tests.ranks import CPU, run_ranks
 
 Array = npt.NDArray[np.float32]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from golf.averaging import Averages
 from golf.schedule import lr_multiplier, moment, muon_momentum
 from golf.training_config import AverageConfig, ScheduleConfig
-from tests.parity.unbank import read_fixture
+from tests.parity.fixture_set import read_fixture
 from tests.pico import pico_recipe
 
 Recorded = tuple[dict[str, Any], dict[str, Tensor]]

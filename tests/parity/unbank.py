@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.parity.fixture_set import read_fixture as read_fixture
-from tests.parity.fixture_set import under
+from tests.parity.fixture_set import read_fixture, under
 
 BANKS = {
     "qo_bank": ("attn.c_q", "attn.proj"),

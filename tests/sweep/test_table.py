@@ -17,25 +17,23 @@ CONTROL: dict[str, Any] = {
     "fits": True,
     "total_bytes": 15_978_718,
     "val_bpb": 1.10518,
-    "changed": "",
     "name": "control",
 }
 OVER: dict[str, Any] = {
     "name": "k-0.5",
-    "changed": "quant.clip_sigmas=11.5",
     "val_bpb": 1.10438,
     "total_bytes": 16_208_797,
     "headroom_bytes": -208_797,
     "fits": False,
 }
-FAILED: dict[str, Any] = {"name": "failed", "changed": "quant.bits=1", "reason": "no levels"}
+FAILED: dict[str, Any] = {"name": "failed", "reason": "no levels"}
 
 
 def test_columns_come_in_their_order_and_new_ones_after_them() -> None:
     names = list(make_table([CONTROL, OVER, FAILED], control="control"))
     known = [name for name in COLUMNS if name in names]
     assert names == [*known, "reason"]
-    assert known == ["name", "changed", "val_bpb", "delta_bpb", "total_bytes", "headroom_bytes", "fits", "seconds"]
+    assert known == ["name", "val_bpb", "delta_bpb", "total_bytes", "headroom_bytes", "fits", "seconds"]
 
 
 def test_the_difference_is_against_the_control() -> None:
