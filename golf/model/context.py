@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Context(NamedTuple):
-    """One forward's own; constant but for `memory`. B rows, T tokens, N segments, C model dim."""
+    """One forward's own; constant but for `memory` and `waiting`. B rows, T tokens, N segments, C model dim."""
 
     x0: Tensor  # (B, T, C) normalized embedding
     cu_seqlens: Tensor  # (N+1,) segment boundaries over the flattened tokens
@@ -14,5 +14,6 @@ class Context(NamedTuple):
     cos: Tensor  # (T, 1, dims/2)
     sin: Tensor
     memory: dict[str, Tensor]  # what earlier visits of this forward left for later ones: first outputs, first values
+    waiting: list[Tensor]  # encoder outputs (B, T, C) that decoder visits take, the newest first
     value_embedding: Tensor | None = None  # (B, T, K*D) shared by the layers that add it
     lanes: tuple[Tensor, Tensor] | None = None  # (L, 2, 2) and (L, 2) of parts/lanes.py

@@ -3,6 +3,10 @@
 B rows, T tokens, C model dim, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,13 +23,15 @@ from golf.model.parts.carry import Carry
 from golf.model.parts.lanes import LaneBlock, LaneWeights, join_lanes
 from golf.model.parts.multi_token import MultiTokenHeads
 from golf.model.parts.share import LoopPositions
-from golf.model.parts.skips import Skips
+from golf.model.parts.skips import Skips, let_wait
 from golf.model.parts.smear import Smear, SmearBlend
 from golf.model.parts.value_embedding import ValueEmbedding
 from golf.model.parts.value_residual import remember_output
-from golf.model.plan import LayerPlan, count_skip_rows
+from golf.model.plan import LayerPlan, Visit, count_skip_rows
 from golf.model.rotary import rotary_table
 from golf.model_config import ModelConfig
+
+Stage = Callable[[Tensor, Visit, Context], Tensor]  # what happens to the stream (B, T, C) before or after a block
 
 
 class GPT(nn.Module):
@@ -52,6 +58,11 @@ class GPT(nn.Module):
         self.share = LoopPositions(config, positioned) if positioned else None
         self.multi_token = MultiTokenHeads(config, config.multi_token) if config.multi_token else None
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.num_layers))
+        # The stages of a visit, in order; what is off is not in them.
+        remembers = remember_output if config.value_residual and config.value_residual.form == "input" else None
+        self.before_block = _those_on(self.share, self.skips)
+        self.after_block = _those_on(self.carry, remembers, let_wait if config.skips else None)
+        self.join = partial(join_lanes, final=config.lanes.final) if config.lanes else itemgetter(0)
 
     def forward(
         self,
@@ -87,22 +98,13 @@ class GPT(nn.Module):
         """Walk the plan; return the normalized final states (B, T, C)."""
         context = self._context(batch, hooks)
         streams: Streams = (context.x0,)
-        waiting: list[Tensor] = []
         for visit in plan.visits:
             if visit.splits:
                 streams = streams * 2
-            if self.share is not None:
-                streams = (self.share(streams[0], visit), *streams[1:])
-            if self.skips is not None and visit.skip_row is not None:
-                streams = (self.skips(streams[0], waiting.pop(), visit.skip_row), *streams[1:])
+            streams = _on_first(self.before_block, streams, visit, context)
             streams = self.blocks[visit.layer](streams, context, hooks, visit)
-            if self.carry is not None:
-                streams = (self.carry(streams[0], visit, context.memory), *streams[1:])
-            if self.config.value_residual and visit.layer == 0:
-                remember_output(streams[0], context)
-            if visit.pushes:
-                waiting.append(streams[0])
-        return rms_norm(join_lanes(streams, self.config.lanes.final) if self.config.lanes else streams[0])
+            streams = _on_first(self.after_block, streams, visit, context)
+        return rms_norm(self.join(streams))
 
     def score(self, x: Tensor, plan: LayerPlan, hooks: Hooks) -> Tensor:
         """Return the logits (B, T, V) of final states (B, T, C)."""
@@ -121,12 +123,24 @@ class GPT(nn.Module):
         lanes = None if self.lanes is None else (self.lanes.post, self.lanes.resid)
         table = rotary_table(self.config.rope, batch.tokens.shape[1], e.device)
         cos, sin = (part.to(e.dtype) for part in table)
-        return Context(x0, batch.cu_seqlens, batch.max_seqlen, cos, sin, {}, values, lanes)
+        return Context(x0, batch.cu_seqlens, batch.max_seqlen, cos, sin, {}, [], values, lanes)
 
     def _follows(self, tokens: Tensor) -> Tensor:
         """Whether the token before belongs to the same text (B, T): False at row starts and at document starts."""
         own = torch.ones_like(tokens, dtype=torch.bool) if self.config.cross_documents else tokens != self.config.bos_id
         return F.pad(own[:, 1:], (1, 0))
+
+
+def _those_on(*parts: Stage | None) -> tuple[Stage, ...]:
+    return tuple(part for part in parts if part is not None)
+
+
+def _on_first(stages: tuple[Stage, ...], streams: Streams, visit: Visit, context: Context) -> Streams:
+    """Take the first stream through `stages`."""
+    x = streams[0]
+    for stage in stages:
+        x = stage(x, visit, context)
+    return (x, *streams[1:])
 
 
 def _block(config: ModelConfig, layer: int) -> Block:

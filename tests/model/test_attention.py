@@ -18,7 +18,7 @@ def stage(layer: int) -> tuple[Attention, Context, torch.Tensor]:
     n = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     cos, sin = rotary_table(recipe.model.rope, 9, torch.device("cpu"))
     values = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
-    return attn, Context(n, torch.tensor([0, 9, 14, 18], dtype=torch.int32), 9, cos, sin, {}, values), n
+    return attn, Context(n, torch.tensor([0, 9, 14, 18], dtype=torch.int32), 9, cos, sin, {}, [], values), n
 
 
 @torch.no_grad()

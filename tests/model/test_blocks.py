@@ -22,7 +22,7 @@ def test_a_parallel_block_adds_both_branches_of_one_input(monkeypatch: pytest.Mo
         parameter.data = torch.randn(parameter.shape)
     x, x0 = torch.randn(2, 4, 32), torch.randn(2, 4, 32)
     empty = torch.empty(0)
-    (found,) = block((x,), Context(x0, empty, 4, empty, empty, {}), Hooks(), VISIT)
+    (found,) = block((x,), Context(x0, empty, 4, empty, empty, {}, []), Hooks(), VISIT)
     x_in = block.resid_mix[0] * x + block.resid_mix[1] * x0
     u = rms_norm(x_in) / 3**0.5
     torch.testing.assert_close(found, x_in + block.attn_scale * 2 * u + block.mlp_scale * 3 * u)

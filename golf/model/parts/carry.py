@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from golf.model.context import Context
 from golf.model.plan import Visit
 from golf.part_config import CarryConfig, LoopConfig
 
@@ -23,16 +24,16 @@ class Carry(nn.Module):
         self.recur_beta: Tensor
         self.recur_alpha: Tensor
 
-    def forward(self, y: Tensor, visit: Visit, memory: dict[str, Tensor]) -> Tensor:
-        """Return what goes on after `visit` gave y (B, T, C); first passes fill the forward's `memory`."""
+    def forward(self, y: Tensor, visit: Visit, context: Context) -> Tensor:
+        """Return what goes on after `visit` gave y (B, T, C); first passes are remembered in the context."""
         if visit.layer not in self.layers:
             return y
         if visit.pass_index == 0:
-            memory[_key(visit.layer)] = y.detach()
+            context.memory[_key(visit.layer)] = y.detach()
             return y
         row = visit.layer - self.layers.start
         alpha = self.recur_alpha[row].to(y.dtype)
-        first = [memory[_key(layer)] for layer in self.layers]
+        first = [context.memory[_key(layer)] for layer in self.layers]
         carried = torch.stack([a * x for a, x in zip(alpha, first, strict=True)]).sum(0)
         return self.recur_beta[row].to(y.dtype) * y + carried
 

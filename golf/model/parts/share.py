@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from golf.model.context import Context
 from golf.model.plan import Visit
 from golf.model_config import ModelConfig
 from golf.part_config import ShareConfig
@@ -17,7 +18,7 @@ class LoopPositions(nn.Module):
         self.std = part.position_std
         self.positions = nn.Parameter(torch.zeros(part.loops, config.model_dim))
 
-    def forward(self, x: Tensor, visit: Visit) -> Tensor:
+    def forward(self, x: Tensor, visit: Visit, context: Context) -> Tensor:
         """Return the stream (B, T, C) that `visit` reads."""
         if visit.layer != self.first_layer:
             return x

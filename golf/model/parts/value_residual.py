@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.model.context import Context
+from golf.model.plan import Visit
 
 _VALUES, _OUTPUT = "value_residual.values", "value_residual.output"
 
@@ -61,9 +62,11 @@ class MixFirstOutput(nn.Module):
         return torch.lerp(context.memory[_OUTPUT], x, torch.sigmoid(self.weight.to(x.dtype)))
 
 
-def remember_output(x: Tensor, context: Context) -> None:
-    """Keep the first output (B, T, C) of layer 0 in this forward."""
-    context.memory.setdefault(_OUTPUT, x)
+def remember_output(x: Tensor, visit: Visit, context: Context) -> Tensor:
+    """Keep the first output x (B, T, C) of layer 0 in this forward."""
+    if visit.layer == 0:
+        context.memory.setdefault(_OUTPUT, x)
+    return x
 
 
 def value_part(form: Literal["mix", "add", "input"], layer: int) -> nn.Module | None:

@@ -1,8 +1,11 @@
 """The recurrent carry."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from golf.model.context import Context
 from golf.model.parts.carry import Carry
 from golf.model.plan import Visit, plan_layers
 from golf.part_config import CarryConfig, LoopConfig
@@ -18,10 +21,15 @@ def visit(layer: int, pass_index: int) -> Visit:
     return Visit(slot=0, layer=layer, pass_index=pass_index, pushes=False, skip_row=None)
 
 
+def remembering(memory: dict[str, torch.Tensor]) -> Context:
+    unused: Any = None
+    return Context(unused, unused, 1, unused, unused, memory, [])
+
+
 def test_a_first_pass_goes_on_unchanged_and_is_remembered_without_its_graph() -> None:
     carry, remembered = Carry(LOOP, CarryConfig(beta=BETA, alpha=ALPHA)), dict[str, torch.Tensor]()
     y = torch.randn(2, 3, 4, requires_grad=True)
-    assert carry(y, visit(4, 0), remembered) is y
+    assert carry(y, visit(4, 0), remembering(remembered)) is y
     assert torch.equal(remembered["carry.4"], y)
     assert not remembered["carry.4"].requires_grad
 
@@ -34,13 +42,13 @@ def test_a_later_pass_mixes_in_all_first_passes(layer: int, pass_index: int) -> 
     before = {j: tensor.clone() for j, tensor in remembered.items()}
     y = torch.randn(2, 3, 4)
     expected = BETA[layer - 3] * y + sum(ALPHA[layer - 3][j - 3] * before[f"carry.{j}"] for j in (3, 4, 5))
-    torch.testing.assert_close(carry(y, visit(layer, pass_index), remembered), expected)
+    torch.testing.assert_close(carry(y, visit(layer, pass_index), remembering(remembered)), expected)
     assert all(torch.equal(remembered[j], before[j]) for j in before)  # written by first passes only
 
 
 def test_layers_outside_the_loop_are_left_alone() -> None:
     y, remembered = torch.randn(1, 2, 3), dict[str, torch.Tensor]()
-    assert Carry(LOOP, CarryConfig(beta=BETA, alpha=ALPHA))(y, visit(6, 0), remembered) is y
+    assert Carry(LOOP, CarryConfig(beta=BETA, alpha=ALPHA))(y, visit(6, 0), remembering(remembered)) is y
     assert remembered == {}
 
 

@@ -29,7 +29,7 @@ def test_a_block_reads_attention_from_the_first_lane_and_the_mlp_from_the_second
     p, q, x0 = (torch.randn(2, 4, 32, generator=generator) for _ in range(3))
     post, resid = torch.randn(4, 2, 2, generator=generator), torch.randn(4, 2, generator=generator)
     unused: Any = None
-    context = Context(x0, unused, 16, unused, unused, {}, lanes=(post, resid))
+    context = Context(x0, unused, 16, unused, unused, {}, [], lanes=(post, resid))
     new_p, new_q = block((p, q), context, Hooks(), PLAN.visits[-1])
     s = (3 + 1) ** -0.5
     a = block.attn_scale * 2 * s * rms_norm(block.resid_mix[0] * p + block.resid_mix[1] * x0)

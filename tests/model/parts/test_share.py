@@ -1,5 +1,7 @@
 """Layers that run several times from the first step on ("Frugendorff")."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -47,9 +49,10 @@ def test_each_loop_begins_at_its_own_position() -> None:
     part = LoopPositions(config, ShareConfig(start=1, end=2, loops=3, position_std=0.01))
     part.positions.data = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 5, 32)
+    context: Any = None  # not looked at
     for visit in plan_layers(config, looping=False).visits:
         expected = x + part.positions[visit.pass_index] if visit.layer == 1 else x
-        assert torch.equal(part(x, visit), expected)
+        assert torch.equal(part(x, visit, context), expected)
 
 
 def test_positions_start_orthogonal_at_their_scale() -> None:

@@ -20,23 +20,23 @@ def test_a_gate_mixes_the_stream_with_the_weighted_skip() -> None:
     assert skips.gates is not None
     for row in range(3):
         gate, s = torch.sigmoid(skips.gates[row]), skips.weights[row] * waiting
-        torch.testing.assert_close(skips(x, waiting, row), gate * x + (1 - gate) * s)
+        torch.testing.assert_close(skips.merge(x, waiting, row), gate * x + (1 - gate) * s)
 
 
 @torch.no_grad()
 def test_without_gates_the_weighted_skip_is_added() -> None:
     skips, x, waiting = stirred(gated=False)
     assert skips.gates is None
-    torch.testing.assert_close(skips(x, waiting, 2), x + skips.weights[2] * waiting)
+    torch.testing.assert_close(skips.merge(x, waiting, 2), x + skips.weights[2] * waiting)
 
 
 @torch.no_grad()
 def test_new_gates_take_half_of_each() -> None:
     _, x, waiting = stirred(gated=True)
-    torch.testing.assert_close(Skips(1, 8, gated=True)(x, waiting, 0), (x + waiting) / 2)
+    torch.testing.assert_close(Skips(1, 8, gated=True).merge(x, waiting, 0), (x + waiting) / 2)
 
 
 @torch.no_grad()
 def test_the_dtype_of_the_stream_is_kept() -> None:
     skips, x, waiting = stirred(gated=True)
-    assert skips(x.bfloat16(), waiting.bfloat16(), 0).dtype == torch.bfloat16
+    assert skips.merge(x.bfloat16(), waiting.bfloat16(), 0).dtype == torch.bfloat16

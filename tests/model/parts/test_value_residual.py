@@ -14,13 +14,13 @@ from golf.model.parts.value_residual import (
     RememberValues,
     remember_output,
 )
-from golf.model.plan import plan_layers
+from golf.model.plan import Visit, plan_layers
 from tests.pico import pico_batch, pico_model, pico_recipe
 
 
 def empty_context() -> Context:
     unused: Any = None
-    return Context(unused, unused, 1, unused, unused, {})
+    return Context(unused, unused, 1, unused, unused, {}, [])
 
 
 def first_and_later() -> tuple[Context, Tensor, Tensor]:
@@ -56,8 +56,9 @@ def test_the_first_pass_is_what_is_remembered() -> None:
 
 def test_attention_reads_a_blend_of_its_input_and_the_first_output() -> None:
     context, x, first = empty_context(), torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    remember_output(first, context)
-    remember_output(x, context)  # a later pass
+    first_visit, later, again = (Visit(0, layer, 0, False, None) for layer in (0, 1, 0))
+    for output, visit in ((first, first_visit), (x, later), (x, again)):
+        assert remember_output(output, visit, context) is output
     share = torch.sigmoid(torch.tensor(0.5))
     torch.testing.assert_close(MixFirstOutput()(x, context), share * x + (1 - share) * first)
 
