@@ -16,6 +16,8 @@ from golf.training_config import AverageConfig
 
 Weights = dict[str, Tensor]
 
+_LEAST_SNAPSHOTS = 2  # fewer are no mean
+
 
 class Averages:
     """All averages of one run; `update` is called once after every optimizer step."""
@@ -46,10 +48,11 @@ class Averages:
     def final(self) -> Weights:
         """Return the weights the recipe uses at the end, cast to the model's dtypes.
 
-        Without a snapshot the stochastic average falls back to its source, which `describe` shows as count 0.
+        With fewer than two snapshots the stochastic average falls back to its source, as PR #401's script does;
+        `describe` shows their count.
         """
         chosen: Mapping[str, Tensor] = {"raw": self.live, "ema": self.ema, "swa": self.swa}[self.config.use]
-        if self.config.use == "swa" and self.swa_count == 0:
+        if self.config.use == "swa" and self.swa_count < _LEAST_SNAPSHOTS:
             chosen = self.ema if self.config.swa_of == "ema" else self.live
         return {name: chosen[name].to(tensor.dtype, copy=True) for name, tensor in self.live.items()}
 

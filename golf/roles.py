@@ -34,6 +34,7 @@ _CONTROL = (
     "lanes.resid",
     "carry.recur_alpha",
     "share.positions",
+    "smear.weight",  # a gate of one row: float16 in its record, where the attention gates are int8 rows
 )  # more than one dimension, yet no matrix product
 
 _TRAINING_ONLY = "multi_token."
@@ -50,7 +51,7 @@ def role_of(name: str, ndim: int) -> Role:
 
     Raises ValueError for a name of two or more dimensions that no rule covers: a new part must decide.
     """
-    if ndim < 2 or name.endswith(_CONTROL):
+    if ndim < 2 or name.endswith(_CONTROL) or not is_exported(name):  # Muon is for matrices of the model alone
         return Role.SCALAR
     if name == "tok_emb.weight":
         return Role.EMBED
@@ -58,12 +59,12 @@ def role_of(name: str, ndim: int) -> Role:
         return Role.HEAD
     if name.endswith(".table.weight"):
         return Role.TABLE
-    if name.endswith((".gate.weight", "smear.weight")):
+    if name.endswith(".gate.weight"):
         return Role.GATE
     if name.endswith((".c_q.weight", ".c_k.weight", ".c_v.weight", ".attn.proj.weight")):
         return Role.ATTN
     if ".mlp." in name and name.endswith(_MLP_MATRICES):
         return Role.MLP
-    if name.endswith(".proj.weight") or name.startswith(_TRAINING_ONLY):
+    if name.endswith(".proj.weight"):
         return Role.MATRIX
     raise ValueError(f"no role for tensor {name!r} with {ndim} dimensions; add a rule to golf.roles")

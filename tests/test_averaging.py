@@ -132,13 +132,17 @@ def test_the_final_weights_are_the_chosen_ones_in_the_models_dtypes(use: str) ->
     assert not torch.equal(final["matrix"], model.matrix)
 
 
+@pytest.mark.parametrize(("every", "count"), [(99, 0), (STEPS, 1)])
 @pytest.mark.parametrize("source", ["raw", "ema"])
-def test_without_a_snapshot_the_final_weights_are_the_source(source: str) -> None:
-    config = AverageConfig(ema_decay=0.9, swa_every=99, swa_of=source, use="swa", shadows=())  # type: ignore[arg-type]
-    _, averages = after(config)
+def test_with_fewer_than_two_snapshots_the_final_weights_are_the_source(source: str, every: int, count: int) -> None:
+    # One snapshot, of the step before the last, would be something else.
+    config = AverageConfig(ema_decay=0.9, swa_every=every, swa_of=source, use="swa", shadows=())  # type: ignore[arg-type]
+    model, averages = after(config)
+    model.walk()
+    averages.update(step=STEPS + 1, lr_multiplier=0.0)
     chosen = averages.ema if source == "ema" else averages.live
     assert torch.equal(averages.final()["matrix"], chosen["matrix"])
-    assert averages.describe(STEPS)["swa"]["count"] == 0
+    assert averages.describe(STEPS)["swa"]["count"] == count
 
 
 ALL = AverageConfig(ema_decay=0.9, swa_every=5, swa_of="ema", shadows=(0.05, 0.25))

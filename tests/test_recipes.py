@@ -30,7 +30,7 @@ TABLE: dict[str, Any] = {
     "model.rope.scaling.method": (OFF, "ntk", OFF, OFF, OFF, OFF),
     "model.rope.scaling.trained_len": (OFF, 1024, OFF, OFF, OFF, OFF),
     "model.rope.scaling.length": (OFF, 2048, OFF, OFF, OFF, OFF),
-    "model.rope.round_to_bfloat16": (False, False, False, True, True, True),
+    "model.rope.round_to_bfloat16": (False, False, True, True, True, True),
     "model.ln_scale": (False, True, True, True, True, True),
     "model.q_gain_init": (1.5, 1.5, 5.25, 5.0, 5.0, 5.0),
     "model.skips.gated": (False, False, True, True, True, True),
@@ -60,6 +60,7 @@ TABLE: dict[str, Any] = {
     "model.init": ("default", *5 * ("orthogonal",)),
     "data.seq_len": (1024, 2048, 2048, 2048, 2048, 2048),
     "eval.seq_len": (1024, 2048, 2048, 2048, 2048, 2048),
+    "eval.batch_tokens": 65_536,  # of one rank: 524,288 over eight
     "data.batch_tokens": (524_288, *5 * (786_432,)),
     "data.loader": ("sequential", "sequential", "shuffled", "packed", "packed", "packed"),
     "schedule.iterations": 20_000,
@@ -67,7 +68,7 @@ TABLE: dict[str, Any] = {
     "schedule.reserve_seconds": (0.0, 0.0, 12.0, 0.5, 0.5, 0.5),
     "run.priming_steps": 20,
     "schedule.warmdown_steps": (1200, 3500, 0, 0, 0, 0),
-    "schedule.warmdown_fraction": (0.0871, 0.5, 0.72, 0.75, 0.75, 0.85),
+    "schedule.warmdown_fraction": (0.095, 0.52, 0.72, 0.75, 0.75, 0.85),
     "schedule.min_lr": (0.0, 0.0, 0.0, 0.1, 0.1, 0.1),
     "optim.matrix_lr": (0.04, 0.025, 0.022, 0.026, 0.026, 0.026),
     "optim.momentum": (0.95, 0.99, 0.99, 0.97, 0.97, 0.97),
@@ -89,6 +90,7 @@ TABLE: dict[str, Any] = {
     "average.ema_decay": (0.0, 0.997, *4 * (0.9965,)),
     "average.swa_every": (0, 50, 0, 0, 0, 0),
     "average.swa_below": 0.2,
+    "average.swa_of": ("raw", "ema", *4 * ("raw",)),
     "average.use": ("raw", "swa", *4 * ("ema",)),
     "schedule.late_qat_below": 0.0,  # of #401 it was compiled away
     "quant.method": ("row_max", "row_max", *4 * ("gptq",)),
@@ -104,6 +106,8 @@ TABLE: dict[str, Any] = {
     "quant.lqer.top_k": (*5 * (OFF,), 3),
     "quant.lqer.factor_bits": (*5 * (OFF,), 4),
     "quant.lqer.group": (*5 * (OFF,), 64),
+    "quant.float16_below": (65_536, 65_536, 0, 0, 0, 0),  # later ones go by role: their gates are int8
+    "quant.scale_floor": ("unit", "unit", *4 * ("none",)),
     "quant.codec": ("zlib", "zstd", *4 * ("brotli",)),
     "eval.sliding_stride": (OFF, 64, 64, OFF, OFF, OFF),
     "ttt.sgd.lr": (OFF, OFF, 0.005, OFF, OFF, OFF),

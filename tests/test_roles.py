@@ -22,7 +22,7 @@ ROLES = {
     "stem.bigram.table.weight": Role.TABLE,
     "stem.bigram.proj.weight": Role.MATRIX,
     "stem.bigram.scale": Role.SCALAR,
-    "stem.smear.weight": Role.GATE,
+    "stem.smear.weight": Role.SCALAR,
     "stem.smear.strength": Role.SCALAR,
     "value_embedding.table.weight": Role.TABLE,
     "value_embedding.proj.weight": Role.MATRIX,

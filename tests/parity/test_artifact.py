@@ -238,8 +238,7 @@ def test_every_other_tensor_is_treated_as_recorded(fixtures: Path, corrected: Co
     for name, tag in corrected.description["meta"].items():
         own = next(own for own in weights if reference_name(own) == name)
         kind = scheme_of(own, weights[own], corrected.config).kind
-        if name != "smear_gate.weight":  # float16 in the record; golf stores every gate as int8
-            assert kind == ("float16" if tag.startswith("passthrough") else "nearest" if tag == GATE_TAG else "gptq")
+        assert kind == ("float16" if tag.startswith("passthrough") else "nearest" if tag == GATE_TAG else "gptq"), name
 
 
 def test_the_corrected_model_survives_the_artifact_file(corrected: Corrected) -> None:

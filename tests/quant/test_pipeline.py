@@ -39,6 +39,7 @@ RECIPE = pico_recipe(
     "quant.mlp_clip_sigmas=8",
     "quant.matrix_clip_sigmas=7",
     "quant.embed_clip_sigmas=11",
+    "model.attention_gate.window=5",
 )
 PLAN = plan_layers(RECIPE.model, looping=True)
 
@@ -124,7 +125,7 @@ def test_queries_keys_and_values_rounded_together_are_what_they_are_rounded_apar
 def test_tables_and_gates_are_rounded_to_nearest_over_their_absmax() -> None:
     weights = model_weights()
     stored = quantize_weights(weights, hessians(), RECIPE.quant)
-    for name in ("stem.bigram.table.weight", "stem.smear.weight"):
+    for name in ("stem.bigram.table.weight", "blocks.1.attn.output_parts.gate.weight"):
         scale, value = absmax_scale(weights[name], levels=127), stored[name]
         assert isinstance(value, QuantizedTensor)
         assert torch.equal(value.codes, quantize(weights[name], scale, 127))
@@ -243,7 +244,9 @@ def test_the_unit_floor_holds_for_what_gptq_and_rounding_to_nearest_store() -> N
     weights = {name: weight * 0.01 for name, weight in model_weights().items()}
     stored = quantize_weights(weights, hessians(), with_options(scale_floor="unit"))
     assert set(quantized(stored["blocks.0.attn.c_q.weight"]).scale.tolist()) == {torch.tensor(1 / 15).half().item()}
-    assert set(quantized(stored["stem.smear.weight"]).scale.tolist()) == {torch.tensor(1 / 127).half().item()}
+    assert set(quantized(stored["blocks.1.attn.output_parts.gate.weight"]).scale.tolist()) == {
+        torch.tensor(1 / 127).half().item()
+    }
 
 
 @pytest.mark.parametrize("off", [0, 1])
@@ -316,6 +319,14 @@ def test_factors_are_added_to_what_is_read_back() -> None:
             assert torch.equal(read[name], expected), name
 
 
+@pytest.mark.parametrize("loud", ["blocks.0.mlp.proj.weight", "blocks.3.attn.proj.weight"])
+def test_ranked_by_hessian_the_matrix_whose_input_is_large_is_corrected(loud: str) -> None:
+    felt = {tap: hessian * (1e6 if tap == tap_of(loud) else 1.0) for tap, hessian in hessians().items()}
+    lqer = LqerConfig(rank=2, top_k=1, group=4, rank_by="hessian")
+    stored = quantize_weights(model_weights(), felt, with_options(lqer=lqer))
+    assert [name for name in stored if is_factor(name)] == list(factor_names(loud))
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_factor_without_the_other_is_refused(which: int) -> None:
     stored = quantize_weights(model_weights(), hessians(), with_options(lqer=LQER))
@@ -326,7 +337,7 @@ def test_a_factor_without_the_other_is_refused(which: int) -> None:
 
 def test_factors_of_no_matrix_are_refused() -> None:
     stored = quantize_weights(model_weights(), hessians(), RECIPE.quant)
-    stored["other.lqer_left"] = stored["stem.smear.weight"]
+    stored["other.lqer_left"] = stored["blocks.1.attn.output_parts.gate.weight"]
     with pytest.raises(ValueError, match=r"differ in \['other\.lqer_left'\]"):
         dequantize_weights(stored, model_weights())
 
@@ -334,7 +345,7 @@ def test_factors_of_no_matrix_are_refused() -> None:
 def test_factors_of_a_vector_that_do_not_fit_it_are_refused() -> None:
     stored = quantize_weights(model_weights(), hessians(), RECIPE.quant)
     for factor in factor_names("blocks.0.attn_scale"):
-        stored[factor] = stored["stem.smear.weight"]
+        stored[factor] = stored["blocks.1.attn.output_parts.gate.weight"]
     with pytest.raises(ValueError, match="do not correct"):
         dequantize_weights(stored, model_weights())
 

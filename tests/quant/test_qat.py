@@ -167,3 +167,9 @@ def test_the_gradient_passes_straight_through_the_row_max_grid() -> None:
     incoming = torch.randn(5, 423, generator=torch.Generator().manual_seed(1))
     (found,) = torch.autograd.grad(fake_quantize(weight, NAME, NEAREST), weight, incoming)
     assert torch.equal(found, incoming)
+
+
+def test_what_only_training_minimizes_is_still_minimized() -> None:
+    model, batch = pico_model(pico_recipe("model.multi_token={heads=2,weight=0.5}")), pico_batch(2, 23)
+    found = gradients(model, fake_quantized_forward(model, batch, plan=PLAN, config=RECIPE.quant))
+    assert all(bool(found[f"multi_token.heads.{head}.weight"].any()) for head in (0, 1))

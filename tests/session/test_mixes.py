@@ -13,7 +13,7 @@ from golf.recipe import load_recipe, recipe_names
 from golf.session import start_run
 from tests.narrow import narrow_recipe
 from tests.pico import pico_tokens
-from tests.session_tools import CPU, Place, cut_back, digests
+from tests.session_tools import CPU, Place, cut_back, digests, weights_of
 
 SHARE = ("model.loop=false", "schedule.loop_at=false", "model.share={start=1,end=2,loops=3,position_std=0.01}")
 MIXES = {
@@ -98,6 +98,9 @@ def test_a_mix_runs_to_its_end_and_resumes_to_the_same_bits(tmp_path: Path, name
     place = eight_shards(tmp_path)
     final = place.start("mix", *MIXES[name])
     assert 0 < final["quantized"]["val_bpb"] < 20
+    trained = [name for name in weights_of(place.run("mix"), "final_raw") if name.startswith("multi_token.")]
+    assert len(trained) == (2 if "heads" in name else 0)
+    assert all(bool(weights_of(place.run("mix"), "final_raw")[name].any()) for name in trained)  # they began at zero
     artifact = load_artifact(place.run("mix") / "artifact.golf")
     assert not any(tensor.startswith("multi_token.") for tensor in artifact.tensors)
     expected = digests(place.run("mix"))

@@ -45,11 +45,11 @@ def test_the_output_gate_reads_the_projected_query_and_starts_open() -> None:
 
 
 def test_the_dense_gate_reads_all_channels_and_may_have_a_bias() -> None:
-    gate = AttentionGate(CONFIG, GateConfig(window=32, bias=4.0))
+    gate = AttentionGate(CONFIG, GateConfig(window=32, scale=0.5, bias=4.0))
     y, n = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 32)
     torch.testing.assert_close(gate(y, y, n, n), y * torch.sigmoid(torch.tensor(4.0)))
     gate.weight.data = torch.randn(4, 32)
-    dot = n[0, 1].double() @ gate.weight[2].double() + 4.0
+    dot = 0.5 * n[0, 1].double() @ gate.weight[2].double() + 4.0  # the scale is the weights' alone
     torch.testing.assert_close(gate(y, y, n, n)[0, 1, 2].double(), torch.sigmoid(dot) * y[0, 1, 2].double())
 
 

@@ -70,3 +70,9 @@ def test_every_position_is_trained() -> None:
     assert model.share is not None
     assert model.share.positions.grad is not None
     assert bool((model.share.positions.grad != 0).all())
+
+
+def test_a_loops_position_is_added_before_the_skip_is_merged() -> None:
+    model = pico_model(pico_recipe(*shared()))
+    assert (model.share, model.skips) == model.before_block
+    assert model.share is not None
