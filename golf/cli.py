@@ -104,7 +104,12 @@ class Tools(click.Group):
         return Path(next(iter(spec.submodule_search_locations)))
 
 
-@click.group(cls=Tools, package="golf.tools", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Tools,
+    package="golf.tools",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Examples: golf demo · golf train demo · golf inspect demo-1",
+)
 @click.version_option(package_name="golf-hotstart", message="golf %(version)s")
 def cli() -> None:
     """Train once, checkpoint at phase boundaries, answer every later question from the checkpoints."""

@@ -26,20 +26,28 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it becomes `path`, otherwise it disappears.
 
-    Raises ResourceError when the disk is full and EnvironmentUnfitError when the folder may not be written.
+    Raises what `write_errors_told` does.
     """
     temp = path.parent / f"{_TEMP_MARK}{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temp
-        _fsync(temp)
-        temp.replace(path)
-        _fsync(path.parent)
-    except OSError as error:
-        raise _told(error, path) from error
+        with write_errors_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temp
+            _fsync(temp)
+            temp.replace(path)
+            _fsync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_errors_told(path: Path) -> Iterator[None]:
+    """Raise ResourceError for an OSError of a full disk, EnvironmentUnfitError for any other, naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _told(error, path) from error
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -30,7 +30,7 @@ def run_ranks(size: int, folder: Path, work: Callable[..., Any], *args: Any) -> 
         started.append((child, receiving))
     answers = [_answer(receiving) for _, receiving in started]
     for child, _ in started:
-        child.join(30)
+        child.join(60)
     assert [child.exitcode for child, _ in started] == size * [0]
     return answers
 
@@ -38,7 +38,7 @@ def run_ranks(size: int, folder: Path, work: Callable[..., Any], *args: Any) -> 
 def _answer(receiving: Connection) -> Any:
     with receiving:
         try:
-            return receiving.recv() if receiving.poll(60) else None
+            return receiving.recv() if receiving.poll(200) else None
         except EOFError:
             return None
 

@@ -14,16 +14,37 @@ def command() -> None:
 
 
 @command.command(
-    epilog="Example: golf data prepare a.jsonl.xz b.jsonl --tokenizer t.model --out data/mine --val-docs 50000"
+    short_help="Tokenize text of your own into shards.",
+    epilog="Example: golf data prepare a.jsonl.xz b.jsonl --tokenizer t.model --out data/mine --val-docs 50000",
 )
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="SentencePiece model.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--val-docs", type=int, help="The first so many documents are for validation.")
-@click.option("--val-fraction", type=float, help="The first such share of them.  [default: 0.05, at most 50,000]")
-@click.option("--transform", type=click.Choice(["auto", "none", "caseops"]), default="auto", show_default=True)
-@click.option("--shard-tokens", type=int, default=100_000_000, show_default=True)
-@click.option("--limit", type=int, help="Read only the first so many documents.")
+@click.option(
+    "--val-docs",
+    type=click.IntRange(min=1),
+    help="The first so many documents are for validation; excludes --val-fraction.",
+)
+@click.option(
+    "--val-fraction",
+    type=float,
+    help="The first such share of them is; excludes --val-docs.  [default: 0.05, at most 50,000]",
+)
+@click.option(
+    "--transform",
+    type=click.Choice(["auto", "none", "caseops"]),
+    default="auto",
+    show_default=True,
+    help="How text is rewritten before it is tokenized; auto: caseops if the tokenizer has the four case operators.",
+)
+@click.option(
+    "--shard-tokens",
+    type=click.IntRange(min=1),
+    default=100_000_000,
+    show_default=True,
+    help="Size at which the next shard begins; no document is cut.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Read only the first so many documents.")
 @force_option
 @json_option
 def prepare(
@@ -44,11 +65,13 @@ def prepare(
     _show(run(inputs, out=out, tokenizer=tokenizer, transform=transform, progress=tell, **settings), out, as_json)
 
 
-@command.command(epilog="Example: golf data fetch sp8192-caseops --shards 10")
+@command.command(short_help="Fetch a published data set.", epilog="Example: golf data fetch sp8192-caseops --shards 10")
 @click.argument("variant")
 @click.option("--shards", type=click.IntRange(min=1), help="Training shards to have.  [default: 80, or all]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to fill.  [default: data/<its published name>]")
-@click.option("--endpoint", metavar="URL", help="A mirror of the hub.  [default: https://huggingface.co]")
+@click.option(
+    "--endpoint", metavar="URL", help="A mirror of the hub.  [default: $HF_ENDPOINT, or https://huggingface.co]"
+)
 @json_option
 def fetch(variant: str, shards: int | None, out: Path | None, endpoint: str | None, as_json: bool) -> None:
     """Fetch a published data set: sp1024, sp4096, sp8192 or sp8192-caseops.
@@ -78,8 +101,12 @@ def fetch(variant: str, shards: int | None, out: Path | None, endpoint: str | No
     click.echo(f"wrote   {out}")
 
 
-@command.command(epilog="Example: golf data demo")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/demo"), show_default=True)
+@command.command(
+    short_help="Make a small data set from the documentation inside this Python.", epilog="Example: golf data demo"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("data/demo"), show_default=True, help="Folder to make."
+)
 @force_option
 @json_option
 def demo(out: Path, force: bool, as_json: bool) -> None:
@@ -89,7 +116,9 @@ def demo(out: Path, force: bool, as_json: bool) -> None:
     _show(make_demo_corpus(out, force=force), out, as_json)
 
 
-@command.command(epilog="Example: golf data audit data/mine")
+@command.command(
+    short_help="Count validation documents that are also in training.", epilog="Example: golf data audit data/mine"
+)
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def audit(folder: Path, as_json: bool) -> None:

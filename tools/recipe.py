@@ -29,7 +29,10 @@ def list_(as_json: bool) -> None:
         click.echo(f"{name:<12}{description}")
 
 
-@command.command(epilog="Example: golf recipe show demo --set schedule.iterations=1000")
+@command.command(
+    short_help="Print a recipe with its model size, layers and learning rates.",
+    epilog="Example: golf recipe show demo --set schedule.iterations=1000",
+)
 @click.argument("recipe", metavar="NAME|FILE.toml")
 @set_option
 @json_option
@@ -49,7 +52,9 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     _show(report)
 
 
-@command.command(epilog="Example: golf recipe diff pr1787 pr1855")
+@command.command(
+    short_help="Print every value in which two recipes differ.", epilog="Example: golf recipe diff pr1787 pr1855"
+)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @json_option

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from golf.errors import EnvironmentUnfitError, GolfError, ResourceError, UsageError
 
@@ -39,15 +40,16 @@ class Hub:
     def open(cls, repository: str, *, endpoint: str | None, remedy: str) -> "Hub":
         """Ask for the repository's revision and files, at huggingface.co (or HF_ENDPOINT) without an `endpoint`.
 
-        Raises UsageError for a repository that is not there and EnvironmentUnfitError for a hub that cannot be used;
-        both end in `remedy`.
+        Raises UsageError for an endpoint that is no URL. Ending in `remedy`, raises UsageError for a repository that is
+        not there and EnvironmentUnfitError for a hub that cannot be used.
         """
         from huggingface_hub import HfApi, constants
 
         # Plain HTTP, for the other protocol caches what it transfers; and nothing about this machine in the requests.
         constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_TELEMETRY = True
-        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-            raise UsageError(f"endpoint {endpoint} is not a URL; give one like {constants.ENDPOINT}")
+        endpoint = constants.ENDPOINT if endpoint is None else endpoint
+        if not _is_url(endpoint):
+            raise UsageError(f"endpoint {endpoint} is not a URL; give one like https://huggingface.co")
         api = HfApi(endpoint=endpoint, token=False)
         with _failures_told(f"{api.endpoint}/datasets/{repository}", remedy):
             info = api.dataset_info(repository, files_metadata=True, timeout=30)
@@ -74,6 +76,16 @@ class Hub:
                     token=False,
                 )
             )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # ValueError unless it is a number up to 65,535
+    except ValueError:
+        return False
+    is_one_word = text.isprintable() and " " not in text
+    return is_one_word and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ tokenizer's document start. The folder gets `golf_train_*.bin`, `golf_val_*.bin`
 `golf_val_bytes_*.bin`, `tokenizer.model` and, last, `manifest.json`: a folder without it is unfinished.
 """
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -20,7 +22,7 @@ from golf.data.texts import Document, find_inputs, read_documents
 from golf.data.tokenizer import TOKENIZER_NAME, load_tokenizer
 from golf.data.writer import ShardWriter
 from golf.errors import BadFileError, UsageError
-from golf.files import atomic_path, remove_stale, write_json
+from golf.files import atomic_path, remove_stale, write_errors_told, write_json
 
 Progress = Callable[[int, int], None]
 
@@ -50,42 +52,45 @@ def prepare(
     count them; by default a twentieth, at most 50,000. `limit` reads only so many documents. "auto" means CaseOps when
     the tokenizer has the four operators. `progress(documents, utf8_bytes)` is called about once a megabyte. Documents
     that are empty, or of which the tokenizer leaves nothing, are counted and skipped. Memory does not grow with the
-    text.
+    text. A failure takes back what was written. An interruption leaves an unfinished folder, which the next call
+    clears.
 
     Raises BadFileError for inputs that cannot be used, UsageError for a finished folder without `force`, for a folder
-    with other shards, and for a split that leaves nothing to train on.
+    with other shards, and for a split that leaves nothing to train on, EnvironmentUnfitError for a folder that cannot
+    be made or written.
     """
     encoder = Encoder.choose(load_tokenizer(tokenizer), transform)
     if shard_tokens < 1:
         raise UsageError(f"shard_tokens is {shard_tokens}; it must be at least 1")
     files = find_inputs(inputs)
     split = _choose_split(files, val_docs, val_fraction, limit)
-    _clear(out, force=force)
-    documents = _reported(islice(read_documents(files), limit), progress)
-    with (
-        ShardWriter(out, f"{OWN_PREFIX}_val", shard_tokens=shard_tokens) as val,
-        ShardWriter(out, f"{OWN_PREFIX}_val_bytes", shard_tokens=shard_tokens) as sidecar,
-        ShardWriter(out, f"{OWN_PREFIX}_train", shard_tokens=shard_tokens) as train,
-    ):
-        val_totals = _write_val(documents, encoder, val, sidecar, split["val_documents"])
-        train_totals = _write_train(documents, encoder, train)
-    if not train_totals.documents:
-        raise _nothing_to_train_on(files, val_totals.documents)
-    dataset = Dataset(
-        folder=out,
-        train=tuple(train.paths),
-        val=tuple(val.paths),
-        val_sidecars=tuple(sidecar.paths),
-        tokenizer=_copy_tokenizer(tokenizer, out),
-        vocab_size=encoder.tokenizer.vocab_size,
-        bos_id=encoder.tokenizer.bos_id,
-        manifest=None,
+    val, sidecar, train = (
+        ShardWriter(out, f"{OWN_PREFIX}_{kind}", shard_tokens=shard_tokens) for kind in ("val", "val_bytes", "train")
     )
-    manifest = _describe(dataset, encoder, train_totals, val_totals) | {
-        "inputs": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
-        "split": split,
-    }
-    write_json(out / MANIFEST_NAME, manifest)
+    with _taken_back_on_failure(out, (val, sidecar, train)):
+        with write_errors_told(out):
+            _clear(out, force=force)
+        documents = _reported(islice(read_documents(files), limit), progress)
+        with val, sidecar, train:
+            val_totals = _write_val(documents, encoder, val, sidecar, split["val_documents"])
+            train_totals = _write_train(documents, encoder, train)
+        if not train_totals.documents:
+            raise _nothing_to_train_on(files, val_totals.documents)
+        dataset = Dataset(
+            folder=out,
+            train=tuple(train.paths),
+            val=tuple(val.paths),
+            val_sidecars=tuple(sidecar.paths),
+            tokenizer=_copy_tokenizer(tokenizer, out),
+            vocab_size=encoder.tokenizer.vocab_size,
+            bos_id=encoder.tokenizer.bos_id,
+            manifest=None,
+        )
+        manifest = _describe(dataset, encoder, train_totals, val_totals) | {
+            "inputs": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+            "split": split,
+        }
+        write_json(out / MANIFEST_NAME, manifest)
     return manifest
 
 
@@ -112,6 +117,22 @@ def _choose_split(
     }
 
 
+@contextlib.contextmanager
+def _taken_back_on_failure(out: Path, writers: Sequence[ShardWriter]) -> Iterator[None]:
+    """If the block fails, remove what it made: shards, and the tokenizer and folders that were not there before."""
+    absent = [path for path in (out / TOKENIZER_NAME, out, *out.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    except Exception:
+        for path in [*(path for writer in writers for path in writer.paths), *absent]:
+            with contextlib.suppress(OSError):  # not made yet, or a folder with files of somebody else
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+        raise
+
+
 def _clear(out: Path, *, force: bool) -> None:
     """Make `out` a folder without shards of ours; whatever is not ours is refused, never deleted."""
     if out.exists() and not out.is_dir():
@@ -120,13 +141,13 @@ def _clear(out: Path, *, force: bool) -> None:
     manifest = out / MANIFEST_NAME
     if manifest.exists() and not force:
         raise UsageError(f"{out} already holds a data set; name another folder, or prepare it again with --force")
+    remove_stale(out)
     shards = {path: kind[0] for path in out.iterdir() if (kind := shard_kind(path))}
     if set(shards.values()) - {OWN_PREFIX} or (manifest.exists() and read_manifest(out) is None):
         raise UsageError(f"{out} holds a data set that `golf data prepare` did not make; name another folder")
     manifest.unlink(missing_ok=True)  # first, so that an interruption leaves an unfinished folder
     for path in shards:
         path.unlink()
-    remove_stale(out)
 
 
 def _reported(documents: Iterable[Document], progress: Progress | None) -> Iterator[Document]:

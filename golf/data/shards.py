@@ -23,7 +23,7 @@ Tokens = npt.NDArray[np.uint16]
 OWN_PREFIX = "golf"  # shards that `golf data prepare` writes; these always come with a manifest
 
 _MAGIC, _VERSION, _HEADER_BYTES = 20240520, 1, 1024
-_SHARD_NAME = re.compile(r"(?P<prefix>.+?)_(?P<kind>train|val|val_bytes)_\d{6}\.bin")
+_SHARD_NAME = re.compile(r"(?P<prefix>[^.].*?)_(?P<kind>train|val|val_bytes)_\d{6}\.bin")
 _REMEDY = "fetch or prepare it again"
 _SCAN_TOKENS = 1 << 20
 
@@ -138,7 +138,10 @@ def map_training_shards(paths: Sequence[Path]) -> tuple[tuple[Tokens, ...], str]
 
 
 def shard_kind(path: Path) -> tuple[str, str] | None:
-    """Return the (prefix, kind) of a shard's file name, kind being train, val or val_bytes; None for other files."""
+    """Return the (prefix, kind) of a shard's file name, kind being train, val or val_bytes; None for other files.
+
+    No name with a leading dot is one: a killed writer leaves such files behind.
+    """
     match = _SHARD_NAME.fullmatch(path.name)
     return (match["prefix"], match["kind"]) if match else None
 

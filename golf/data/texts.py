@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from golf.errors import BadFileError
+from golf.errors import BadFileError, UsageError
 
 SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".txt")
 
@@ -25,9 +25,16 @@ class Document(NamedTuple):
 def find_inputs(inputs: Sequence[Path]) -> list[Path]:
     """Return the files to read, in order; a folder stands for all its text files, sorted by path.
 
-    Raises BadFileError for a path that is missing, of another type, or a folder without a text file.
+    Raises BadFileError for a path that is missing, of another type, or a folder without a text file, and UsageError for
+    a file that comes twice, by whatever path: its documents would count twice.
     """
-    return [file for path in inputs for file in _files_of(path)]
+    files = [file for path in inputs for file in _files_of(path)]
+    seen = set()
+    for file in files:
+        if (real := file.resolve()) in seen:
+            raise UsageError(f"{file} is among the inputs twice; name each file once")
+        seen.add(real)
+    return files
 
 
 def read_documents(files: Sequence[Path]) -> Iterator[Document]:

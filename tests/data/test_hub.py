@@ -74,6 +74,28 @@ def test_an_endpoint_that_is_no_url_is_refused() -> None:
         Hub.open(REPOSITORY, endpoint="hub", remedy="")
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "ftp://a",
+        "http://",
+        "https://:80",
+        "http://local host:1",
+        "http://a\n",
+        "http://[::1",
+        "http://[a]",
+        "http://a:b",
+    ],
+)
+def test_an_endpoint_that_no_client_could_ask_is_no_url(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="is not a URL"):
+        Hub.open(REPOSITORY, endpoint=endpoint, remedy="")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)  # as of HF_ENDPOINT
+    with pytest.raises(UsageError, match="is not a URL; give one like https://huggingface"):
+        Hub.open(REPOSITORY, endpoint=None, remedy="")
+
+
 def test_the_clients_offline_mode_is_told(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(EnvironmentUnfitError, match=r"offline mode.*; do this"):

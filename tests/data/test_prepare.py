@@ -1,6 +1,8 @@
 import errno
 import json
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from golf.data.prepare import prepare
 from golf.data.shards import Dataset, read_shard
 from golf.data.tokenizer import load_tokenizer
 from golf.data.writer import ShardWriter
-from golf.errors import BadFileError, ResourceError, UsageError
+from golf.errors import BadFileError, EnvironmentUnfitError, ResourceError, UsageError
+from tests.children import drain, running
 from tests.data.conftest import random_text, train_tokenizer
 
 TEXTS = [random_text(seed, 5 + seed) for seed in range(40)]
@@ -214,6 +217,28 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def prepare_until_killed(source: Path, tokenizer: Path, out: Path, reports: Connection) -> None:
+    def wait(*_: int) -> None:  # all documents are read, no shard is finished
+        reports.send(sorted(path.name[-21:] for path in out.iterdir()))
+        time.sleep(60)
+
+    prepare([source], tokenizer=tokenizer, out=out, val_docs=3, progress=wait)
+
+
+def test_a_killed_folder_holds_no_data_set_and_is_simply_redone(
+    tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path
+) -> None:
+    source, out = write_jsonl(TEXTS), tmp_path / "out"
+    with running(prepare_until_killed, source, plain_tokenizer, out) as reports:
+        pass
+    assert len(drain(reports)[0]) == len(list(out.glob(".golf-tmp-*.bin"))) == 3
+    with pytest.raises(BadFileError, match="it holds no shards"):
+        Dataset.open(out)
+    prepare([source], tokenizer=plain_tokenizer, out=out, val_docs=3)
+    assert Dataset.open(out).manifest is not None
+    assert list(out.glob(".*")) == []
+
+
 @pytest.mark.parametrize("name", ["fineweb_train_000000.bin", "manifest.json"])
 def test_a_folder_with_other_data_is_refused_even_with_force(
     tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path, name: str
@@ -242,6 +267,48 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(
         prepare([write_jsonl(TEXTS)], tokenizer=plain_tokenizer, out=tmp_path / "out", val_docs=val_docs)
 
 
+def test_a_failure_leaves_no_folder_that_was_not_there(
+    tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="all 1 documents went to validation"):
+        prepare([write_jsonl(TEXTS[:1])], tokenizer=plain_tokenizer, out=tmp_path / "mine" / "new" / "out")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_late_failure_takes_back_shards_and_tokenizer_and_nothing_else(
+    tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ResourceError("no space left")
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.bin").write_bytes(b"")
+    monkeypatch.setattr(module, "write_json", fail)
+    with pytest.raises(ResourceError):
+        prepare([write_jsonl(TEXTS)], tokenizer=plain_tokenizer, out=tmp_path / "out", val_docs=3)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.bin"]
+
+
+def test_a_failure_keeps_the_tokenizer_that_lies_in_the_folder(
+    tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path
+) -> None:
+    tokenizer = tmp_path / "out" / "tokenizer.model"
+    tokenizer.parent.mkdir()
+    tokenizer.write_bytes(plain_tokenizer.read_bytes())
+    with pytest.raises(UsageError):
+        prepare([write_jsonl(TEXTS)], tokenizer=tokenizer, out=tmp_path / "out", val_docs=40)
+    assert tokenizer.read_bytes() == plain_tokenizer.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["texts.jsonl/out", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path, name: str
+) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=f"{name}: cannot be written .*; choose another folder"):
+        prepare([write_jsonl(TEXTS)], tokenizer=plain_tokenizer, out=tmp_path / name)
+
+
 @pytest.mark.parametrize(
     "options", [{"val_docs": 0}, {"val_fraction": 1.0}, {"val_docs": 1, "val_fraction": 0.1}, {"shard_tokens": 0}]
 )
@@ -267,7 +334,7 @@ def test_a_token_of_too_many_bytes_is_refused_with_its_line(
         prepare([write_jsonl(texts)], tokenizer=caseops_tokenizer, out=tmp_path / "out", val_docs=2)
 
 
-def test_a_full_disk_is_told_and_leaves_no_temporary_file(
+def test_a_full_disk_is_told_and_leaves_nothing(
     tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -276,4 +343,4 @@ def test_a_full_disk_is_told_and_leaves_no_temporary_file(
     monkeypatch.setattr(ShardWriter, "_write", fail)
     with pytest.raises(ResourceError, match="no space left"):
         prepare([write_jsonl(TEXTS)], tokenizer=plain_tokenizer, out=tmp_path / "out", val_docs=3)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

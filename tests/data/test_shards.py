@@ -126,6 +126,12 @@ def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
         Dataset.open(tmp_path)
 
 
+def test_a_file_with_a_leading_dot_is_no_shard(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, a_train_000000=[1])
+    (folder / ".golf-tmp-1-ab-a_train_000001.bin").write_bytes(b"half")
+    assert Dataset.open(folder).train == (folder / "a_train_000000.bin",)
+
+
 def test_a_gap_in_the_numbers_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, a_train_000000=[1], a_train_000002=[1])
     with pytest.raises(BadFileError, match=r"a_train_000001\.bin: it is missing"):

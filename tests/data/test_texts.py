@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from golf.data.texts import find_inputs, read_documents
-from golf.errors import BadFileError
+from golf.errors import BadFileError, UsageError
 
 LINES = b'{"text": "one"}\n\n{"text": "caf\\u00e9", "src": "x"}\r\n{"text": ""}'
 
@@ -44,6 +44,17 @@ def test_a_folder_stands_for_its_text_files_in_order(tmp_path: Path) -> None:
         "a/z.txt",
         "b.txt",
     ]
+
+
+@pytest.mark.parametrize("again", ["a.txt", "../texts/a.txt", ".", "link.txt"])
+def test_a_file_that_comes_twice_is_refused(tmp_path: Path, again: str) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    (tmp_path / "link.txt").symlink_to(folder / "a.txt")
+    second = tmp_path / again if again == "link.txt" else folder / again
+    with pytest.raises(UsageError, match=r"\.txt is among the inputs twice"):
+        find_inputs([folder / "a.txt", second])
 
 
 @pytest.mark.parametrize(

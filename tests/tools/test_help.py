@@ -80,3 +80,16 @@ def test_every_option_is_explained_or_shows_its_default(words: tuple[str, ...]) 
 @pytest.mark.parametrize("group", ["data", "recipe"])
 def test_a_group_has_an_example_too(group: str) -> None:
     assert f"Example: golf {group} " in " ".join(help_of((group,)).split())
+
+
+@pytest.mark.parametrize("group", ["data", "recipe"])
+def test_a_group_tells_of_each_command_in_full(group: str) -> None:
+    assert "..." not in help_of((group,)).partition("Commands:")[2]
+
+
+def test_the_help_of_golf_itself_has_examples_of_commands_that_would_accept_them() -> None:
+    found = [shlex.split(line) for line in examples(help_of(()))]
+    assert len(found) > 1
+    for program, name, *rest in found:
+        assert program == "golf"
+        ALL[(name,)].make_context(name, rest, resilient_parsing=False)
