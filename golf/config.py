@@ -9,7 +9,7 @@ import hashlib
 import re
 from typing import Any, Literal
 
-from golf.errors import require, require_least
+from golf.errors import require, require_between, require_least
 from golf.files import canonical_json
 from golf.model_config import ModelConfig
 from golf.quant_config import QuantConfig
@@ -31,6 +31,11 @@ class DataConfig:
         require(self.batch_tokens % 8 == 0, "data.batch_tokens must be a multiple of 8, the number of virtual ranks")
         whole = self.loader == "packed" or self.batch_tokens % (8 * self.seq_len) == 0
         require(whole, "data.batch_tokens must be a multiple of 8 data.seq_len unless data.loader is 'packed'")
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row that the model is trained on."""
+        return self.batch_tokens // 8 if self.loader == "packed" else self.seq_len
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +67,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_least(1, "run", log_every=self.log_every)
-        require_least(0, "run", priming_steps=self.priming_steps)
+        require_least(0, "run", priming_steps=self.priming_steps, rows_per_micro_batch=self.rows_per_micro_batch)
+        require_between(0, 1024, "run", cpu_threads=self.cpu_threads)
         for name in self.checkpoints:
             valid = re.fullmatch(r"frac_([1-9][0-9]?|100)|step_[1-9][0-9]*", name)
             require(valid is not None, f"run.checkpoints: {name!r} is not frac_N (1 to 100) or step_N (from 1)")
@@ -107,7 +113,16 @@ class Recipe:
         has_head, has_rate = not self.model.tie_embeddings, self.optim.head_lr is not None
         require(has_rate or not has_head, "model.tie_embeddings = false needs optim.head_lr (0.008 as published)")
         require(has_head or not has_rate, "optim.head_lr acts on nothing while model.tie_embeddings is true")
+        row, ahead = self.data.row_tokens, self.model.multi_token
+        require(not ahead or ahead.heads < row, f"model.multi_token.heads must be below the {row} tokens of a row")
+        self._check_average()
         self._check_compat()
+
+    def _check_average(self) -> None:
+        average, schedule = self.average, self.schedule
+        falls = schedule.has_warmdown and schedule.min_lr < average.swa_below
+        never = "average.use 'swa' gets no snapshot without a warmdown to a schedule.min_lr below average.swa_below"
+        require(average.use != "swa" or falls, never)
 
     def _check_compat(self) -> None:
         compat, alone = self.compat, "does nothing without"

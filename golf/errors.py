@@ -65,6 +65,18 @@ def require_least(least: int, table: str, **values: float) -> None:
         require(value >= least, f"{table}.{name} must be at least {least}")
 
 
+def require_between(least: int, most: int, table: str, **values: float) -> None:
+    """Raise UsageError, naming the recipe's `table` and key, for the first of `values` outside `least` to `most`."""
+    for name, value in values.items():
+        require(least <= value <= most, f"{table}.{name} must be between {least:,} and {most:,}")
+
+
+def require_fraction(table: str, **values: float) -> None:
+    """Raise UsageError, naming the recipe's `table` and key, for the first of `values` that is not in [0, 1)."""
+    for name, value in values.items():
+        require(0 <= value < 1, f"{table}.{name} must be in [0, 1)")
+
+
 def require(holds: bool, message: str) -> None:
     """Raise UsageError with `message` unless it `holds`."""
     if not holds:

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from golf.errors import require, require_least
+from golf.errors import require, require_between, require_least
 from golf.part_config import (
+    MOST_CHANNELS,
     BigramConfig,
     CarryConfig,
     GateConfig,
@@ -22,6 +23,10 @@ from golf.part_config import (
 
 Activation = Literal["leaky_relu_square", "star_relu", "swiglu", "relu_square_gated"]
 
+_SLOPE = 0.5
+_MOST_HIDDEN = 65_536  # channels of an MLP
+_MOST_VISITS = 1024  # of layers in one forward
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -35,7 +40,7 @@ class ModelConfig:
     mlp_mult: float  # hidden width over model_dim; the two gated activations take 2/3 of it for their third matrix
     rope: RopeConfig
     activation: Activation = "leaky_relu_square"
-    negative_slope: float = 0.5  # of the leaky ReLU that is squared; 0 gives ReLU squared
+    negative_slope: float = _SLOPE  # of the leaky ReLU that is squared; 0 gives ReLU squared; not of gated ones
     mlp_rank: int = 0  # of each MLP matrix as a product of two; 0 = full
     mlp_widths: tuple[float, ...] = ()  # a factor on mlp_mult for each layer
     xsa_last_n: int = 0  # last layers with exclusive self-attention
@@ -75,31 +80,46 @@ class ModelConfig:
 
     def hidden_dim(self, layer: int) -> int:
         """Width of the MLP's hidden layer."""
-        factor = self.mlp_widths[layer] if self.mlp_widths else 1.0
-        return int(self.model_dim * self.mlp_mult * factor * (2 / 3 if self.gated_mlp else 1))
+        return int(self._width(self.mlp_widths[layer] if self.mlp_widths else 1.0))
+
+    def _width(self, factor: float) -> float:
+        return self.model_dim * self.mlp_mult * factor * (2 / 3 if self.gated_mlp else 1)
 
     def __post_init__(self) -> None:
         self._check_sizes()
+        self._check_mlp()
         self._check_depth()
+        self._check_visits()
         self._check_parts()
 
     def _check_sizes(self) -> None:
-        sizes = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
-        require_least(1, "model", **{name: getattr(self, name) for name in sizes})
-        require_least(0, "model", mlp_rank=self.mlp_rank)
-        widths = len(self.mlp_widths)
-        require(widths in (0, self.num_layers), "model.mlp_widths needs one factor for each of model.num_layers")
-        hidden = [self.hidden_dim(layer) for layer in range(self.num_layers)]
-        require(min(hidden) > 0, "model.mlp_mult leaves the MLP no hidden channel")
-        require(self.logit_softcap is None or self.logit_softcap > 0, "model.logit_softcap must be positive, or false")
+        require_between(1, 65_536, "model", vocab_size=self.vocab_size)  # a token is stored in 16 bits
+        require_between(1, 256, "model", num_layers=self.num_layers)
+        require_between(1, MOST_CHANNELS, "model", model_dim=self.model_dim)
+        require_least(1, "model", num_heads=self.num_heads, num_kv_heads=self.num_kv_heads)
+        require_least(0, "model", embed_init_std=self.embed_init_std)
+        caps = self.logit_softcap is None or self.logit_softcap >= 1e-3
+        require(caps, "model.logit_softcap must be at least 0.001, or false")
         require(0 <= self.bos_id < self.vocab_size, "model.bos_id must be a token id below model.vocab_size")
         require(self.model_dim % self.num_heads == 0, "model.model_dim must be a multiple of model.num_heads")
         require(self.num_heads % self.num_kv_heads == 0, "model.num_heads must be a multiple of model.num_kv_heads")
         require(self.rope.dims <= self.head_dim, f"model.rope.dims must be at most the head size {self.head_dim}")
         require(0 <= self.xsa_last_n <= self.num_layers, "model.xsa_last_n must be between 0 and model.num_layers")
-        require(self.vocab_size <= 65_536, "model.vocab_size must fit 16 bits (65,536)")
+
+    def _check_mlp(self) -> None:
+        require_between(0, MOST_CHANNELS, "model", mlp_rank=self.mlp_rank)
+        require_between(-10, 10, "model", negative_slope=self.negative_slope)
+        sloped = not self.gated_mlp or self.negative_slope == _SLOPE
+        require(sloped, f"model.negative_slope does nothing with model.activation {self.activation!r}")
+        factors = len(self.mlp_widths)
+        require(factors in (0, self.num_layers), "model.mlp_widths needs one factor for each of model.num_layers")
+        blamed = "mlp_widths" if factors and 1 <= self._width(1.0) <= _MOST_HIDDEN else "mlp_mult"
+        for width in map(self._width, self.mlp_widths or (1.0,)):  # not yet whole: it may be infinite
+            require(width >= 1, f"model.{blamed} leaves the MLP no hidden channel")
+            require(width <= _MOST_HIDDEN, f"model.{blamed} gives the MLP more than {_MOST_HIDDEN:,} hidden channels")
         if self.ternary:
-            whole = not any(size % self.ternary.group for size in (self.model_dim, *hidden)) and not self.mlp_rank
+            sizes = (self.model_dim, *map(self.hidden_dim, range(self.num_layers)))
+            whole = not any(size % self.ternary.group for size in sizes) and not self.mlp_rank
             require(whole, "model.ternary.group must divide model.model_dim and the MLP's width, with mlp_rank = 0")
 
     def _check_depth(self) -> None:
@@ -120,6 +140,16 @@ class ModelConfig:
             require(inside, "model.parallel_start must be a layer, from 0 to below model.num_layers")
             require(self.lanes is None, "model.parallel_start and model.lanes are two forms of one thing; keep one")
 
+    def _check_visits(self) -> None:
+        key, visits = "num_layers", self.num_layers
+        if self.loop:
+            key, visits = "loop.extra_passes", visits + (self.loop.end - self.loop.start + 1) * self.loop.extra_passes
+        if self.share:
+            key, visits = "share.loops", visits + (self.share.end - self.share.start + 1) * (self.share.loops - 1)
+        require(visits <= _MOST_VISITS, f"model.{key} makes more than {_MOST_VISITS:,} visits of layers in one forward")
+        merges = self.skips is None or visits >= 2
+        require(merges, "model.skips needs two visits of layers: one keeps its output, the other merges it")
+
     def _check_parts(self) -> None:
         if self.attention_gate:
             fits = self.attention_gate.window <= self.model_dim
@@ -127,8 +157,9 @@ class ModelConfig:
         if self.smear and self.smear.window is not None:
             require(0 < self.smear.window <= self.model_dim, "model.smear.window must be 1 to model.model_dim")
         if self.value_embedding:
-            require_least(1, "model.value_embedding", dim=self.value_embedding.dim)
-            inside = all(0 <= layer < self.num_layers for layer in self.value_embedding.layers)
-            require(inside and bool(self.value_embedding.layers), "model.value_embedding.layers must name layers")
+            require_between(1, MOST_CHANNELS, "model.value_embedding", dim=self.value_embedding.dim)
+            layers, last = self.value_embedding.layers, self.num_layers - 1
+            inside = bool(layers) and all(0 <= layer <= last for layer in layers) and len(set(layers)) == len(layers)
+            require(inside, f"model.value_embedding.layers must name layers from 0 to {last}, each of them once")
         if self.value_residual:
             require(self.num_layers > 1, "model.value_residual needs a second layer")

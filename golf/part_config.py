@@ -7,7 +7,9 @@ is refused here, what contradicts the rest of the model in `golf.model_config`.
 import dataclasses
 from typing import Literal
 
-from golf.errors import require, require_least
+from golf.errors import require, require_between, require_least
+
+MOST_CHANNELS = 16_384  # of a stream, a table or a rank; more is a slip of the hand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +35,7 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         require(self.dims > 0 and self.dims % 2 == 0, "model.rope.dims must be even and positive")
+        require(self.base > 1, "model.rope.base must be greater than 1")
         ntk = self.scaling is not None and self.scaling.method == "ntk"
         require(self.dims > 2 or not ntk, "model.rope.dims must be at least 4 for NTK scaling")
 
@@ -47,7 +50,7 @@ class LoopConfig:
     mlp_lora_rank: int = 0  # of the correction that every pass adds to the MLP's matrices of its own; 0 = none
 
     def __post_init__(self) -> None:
-        require_least(0, "model.loop", mlp_lora_rank=self.mlp_lora_rank)
+        require_between(0, MOST_CHANNELS, "model.loop", mlp_lora_rank=self.mlp_lora_rank)
         require(0 <= self.start <= self.end, "model.loop needs 0 <= start <= end")
         require(self.extra_passes >= 1, "model.loop.extra_passes must be at least 1; leave [model.loop] out for none")
 
@@ -122,8 +125,8 @@ class BigramConfig:
     dim: int
 
     def __post_init__(self) -> None:
-        require_least(2, "model.bigram", buckets=self.buckets)
-        require_least(1, "model.bigram", dim=self.dim)
+        require_between(2, 1 << 24, "model.bigram", buckets=self.buckets)
+        require_between(1, MOST_CHANNELS, "model.bigram", dim=self.dim)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,8 +137,10 @@ class SmearConfig:
     window: int | None = None  # additive: leading channels that the gate reads
 
     def __post_init__(self) -> None:
-        fits = (self.window is not None) == (self.form == "additive")
-        require(fits, "model.smear.window belongs to the additive form, and that form needs it")
+        reads, has_window = self.form == "additive", self.window is not None
+        require(has_window or not reads, "model.smear.window is missing: the additive form needs it")
+        belongs = "model.smear.window belongs to the additive form, not to 'blend'; set model.smear.window=false"
+        require(reads or not has_window, belongs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +170,7 @@ class MultiTokenConfig:
     weight: float  # of the mean of their losses beside the main one
 
     def __post_init__(self) -> None:
-        require_least(1, "model.multi_token", heads=self.heads)
+        require_between(1, 16, "model.multi_token", heads=self.heads)
         require(self.weight > 0, "model.multi_token.weight must be positive")
 
 

@@ -48,6 +48,8 @@ class QuantConfig:
     def __post_init__(self) -> None:
         for name in ("matrix_bits", "attn_proj_bits", "embed_bits"):
             require(getattr(self, name) in (None, *range(2, 9)), f"quant.{name} must be between 2 and 8")
+        for name in ("attn_clip_sigmas", "mlp_clip_sigmas", "matrix_clip_sigmas", "embed_clip_sigmas"):
+            require_least(0, "quant", **{name: getattr(self, name)})  # 0 spans each row's largest weight
         require(0 <= self.hessian_lambda < 1, "quant.hessian_lambda must be in [0, 1)")
         batches, windows = self.calibration_batches, self.calibration_windows
         require_least(1, "quant", calibration_batches=batches, calibration_windows=windows)

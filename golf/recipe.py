@@ -22,9 +22,15 @@ _Table = TypeVar("_Table")
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Load a shipped recipe by name or a TOML file by path, then apply `table.key=value` overrides.
 
-    Raises UsageError naming the valid keys for an unknown one, and the reason for a contradiction.
+    Raises UsageError naming the file, the valid keys for an unknown one, and the reason for a contradiction.
     """
-    return recipe_from_dict(_override(_read(name_or_path), overrides))
+    values = _override(_read(name_or_path), overrides)
+    try:
+        return recipe_from_dict(values)
+    except UsageError as error:
+        if Path(name_or_path).suffix != ".toml":
+            raise
+        raise UsageError(f"{name_or_path}{' with --set' if overrides else ''}: {error}") from None
 
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
@@ -49,7 +55,7 @@ def _read(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
     label = str(path.resolve() if path.suffix == ".toml" else path)  # one file has many spellings
     if label in seen:
         raise UsageError(f"recipe {label} extends itself: {' -> '.join([*seen, label])}")
-    values = _read_one(name_or_path)
+    values = _read_one(name_or_path, f"{seen[-1]}: extends: " if seen else "")
     parent = values.pop("extends", None)
     if parent is None:
         return values
@@ -60,15 +66,16 @@ def _read(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
     return _merge(_read(parent, (*seen, label)), values)
 
 
-def _read_one(name_or_path: str | Path) -> dict[str, Any]:
+def _read_one(name_or_path: str | Path, child: str) -> dict[str, Any]:
+    """Parse one TOML; `child` begins the sentence when a recipe that extends it names nothing."""
     path = Path(name_or_path)
     if path.suffix == ".toml":
         if not path.is_file():
-            raise UsageError(f"no recipe file {path}; shipped recipes: {', '.join(recipe_names())}")
+            raise UsageError(f"{child}no recipe file {path}; shipped recipes: {', '.join(recipe_names())}")
         data = path.read_bytes()
     else:
         if str(name_or_path) not in recipe_names():
-            raise UsageError(f"no recipe {name_or_path!r}{_suggest(str(name_or_path), recipe_names())}")
+            raise UsageError(f"{child}no recipe {name_or_path!r}{_suggest(str(name_or_path), recipe_names())}")
         data = (resources.files("golf.recipes") / f"{name_or_path}.toml").read_bytes()
     try:
         return tomllib.loads(data.decode())
@@ -87,13 +94,16 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         dotted, equals, text = override.partition("=")
-        if not equals or not dotted.strip():
+        keys = [key.strip() for key in dotted.split(".")]
+        if not equals or not all(keys):
             raise UsageError(f"--set {override}: write table.key=value, for example model.num_layers=3")
+        if keys[0] == "extends":
+            raise UsageError(f"--set {override}: extends belongs in a recipe file; name the parent there")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text.strip()  # a bare word is a string
-        for key in reversed(dotted.strip().split(".")):
+        for key in reversed(keys):
             value = {key: value}
         values = _merge(values, value)
     return values

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from golf.errors import require, require_least
+from golf.errors import require, require_fraction, require_least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,9 +17,12 @@ class SgdConfig:
     grad_clip_norm: float = 1.0
     cosine: bool = False  # over the chunks; else the rate stays
 
-    def __post_init__(self) -> None:
+    def check(self, table: str) -> None:
+        """Raise UsageError for what cannot work, under the name of the `table` that holds it: there are two."""
         sizes = {"epochs": self.epochs, "chunk_tokens": self.chunk_tokens, "batch_rows": self.batch_rows}
-        require_least(1, "ttt", **sizes)
+        require_least(1, table, **sizes)
+        require_least(0, table, lr=self.lr)
+        require_fraction(table, momentum=self.momentum)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +44,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         sizes = {"rank": self.rank, "batch_documents": self.batch_documents, "chunk_tokens": self.chunk_tokens}
         require_least(1, "ttt.lora", **sizes, grad_steps=self.grad_steps, seq_len=self.seq_len)
+        require_least(0, "ttt.lora", lr=self.lr, weight_decay=self.weight_decay)
+        require_fraction("ttt.lora", beta1=self.beta1, beta2=self.beta2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,7 @@ class PhasesConfig:
 
     def __post_init__(self) -> None:
         require_least(1, "ttt.phases", count=self.count, prefix_documents=self.prefix_documents)
+        self.sgd.check("ttt.phases.sgd")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,3 +72,5 @@ class TttConfig:
     def __post_init__(self) -> None:
         require((self.sgd is None) != (self.lora is None), "[ttt] needs either [ttt.sgd] or [ttt.lora]")
         require(self.phases is None or self.lora is not None, "[ttt.phases] does nothing without [ttt.lora]")
+        if self.sgd:
+            self.sgd.check("ttt.sgd")

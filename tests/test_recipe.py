@@ -84,9 +84,21 @@ def test_whole_numbers_are_fine_where_a_float_is_wanted() -> None:
     assert (type(lr), lr) == (float, 1.0)
 
 
-@pytest.mark.parametrize("override", ["model.num_layers", "=3", " =3"])
+@pytest.mark.parametrize(
+    "override", ["model.num_layers", "=3", " =3", ".num_layers=3", "model.=3", "model..num_layers=3", "model. .x=3"]
+)
 def test_an_override_without_key_or_value_is_refused(override: str) -> None:
     with pytest.raises(UsageError, match=r"write table\.key=value"):
+        pico_recipe(override)
+
+
+def test_spaces_around_the_parts_of_a_key_do_not_count() -> None:
+    assert pico_recipe("run . seed = 5").run.seed == 5
+
+
+@pytest.mark.parametrize("override", ["extends=demo", " extends = 'demo'"])
+def test_an_override_of_the_parent_is_sent_to_a_file(override: str) -> None:
+    with pytest.raises(UsageError, match=r"^--set .*: extends belongs in a recipe file"):
         pico_recipe(override)
 
 
@@ -163,6 +175,40 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"mine\.toml: not valid TOML"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({}, "missing key name"),
+        ({"nmae": "x"}, "unknown key nmae"),
+        ({"extends": "demo", "name": 3}, "name must be of"),
+    ],
+)
+def test_an_error_of_a_file_starts_with_its_path(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
+    path = write_recipe(tmp_path / "mine.toml", values)
+    with pytest.raises(UsageError) as refused:
+        load_recipe(path)
+    assert str(refused.value).startswith(f"{path}: {reason}")
+
+
+def test_an_error_of_a_file_under_overrides_says_so(parent: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_recipe(parent, ["run.sed=3"])
+    assert str(refused.value).startswith(f"{parent} with --set: unknown key run.sed")
+
+
+def test_an_error_of_a_shipped_recipe_names_no_file() -> None:
+    with pytest.raises(UsageError, match=r"^unknown key run\.sed"):
+        load_recipe("demo", ["run.sed=3"])
+
+
+@pytest.mark.parametrize("absent", ["dmeo", "absent.toml"])
+def test_a_parent_that_does_not_exist_is_told_of_its_child(tmp_path: Path, absent: str) -> None:
+    path = child(tmp_path / "mine.toml", absent)
+    with pytest.raises(UsageError) as refused:
+        load_recipe(path)
+    assert str(refused.value).startswith(f"{path.resolve()}: extends: no recipe ")
 
 
 def test_an_unknown_name_suggests_the_nearest_shipped_recipe() -> None:

@@ -173,7 +173,7 @@ def test_momentum_rises_linearly_and_stays(step: int, expected: float) -> None:
 
 
 def test_momentum_without_a_warm_up_is_full_at_once() -> None:
-    assert muon_momentum(pico_recipe("optim.momentum_warmup_steps=0").optim, 0) == 0.95
+    assert muon_momentum(pico_recipe("optim.momentum_warmup_steps=0", "optim.momentum_start=0.95").optim, 0) == 0.95
 
 
 def test_progress_is_the_share_of_steps_without_a_clock() -> None:

@@ -64,7 +64,9 @@ class Loader:
                 f"rank {rank} of {world_size} cannot share {VIRTUAL_RANKS} virtual ranks; use 1, 2, 4 or 8 GPUs"
             )
         if rows_per_micro_batch < 0 or own % (rows_per_micro_batch or own):
-            raise UsageError(f"rows_per_micro_batch is {rows_per_micro_batch}; it must divide this rank's {own} rows")
+            raise UsageError(
+                f"run.rows_per_micro_batch is {rows_per_micro_batch}; it must divide this rank's {own} rows"
+            )
         self._stream, self._settings = stream, stream.settings
         self._rank, self._world_size, self._together = rank, world_size, rows_per_micro_batch or own
         self._bos_id, self._max_doc_len, self._cross_documents = bos_id, max_doc_len, cross_documents

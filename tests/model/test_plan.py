@@ -97,7 +97,7 @@ def test_rows_by_visit_keep_their_pair_when_the_loop_is_switched_on() -> None:
 
 
 @pytest.mark.parametrize("index", ["visit", "position"])
-@pytest.mark.parametrize(("layers", "loop"), [RECORD, (4, (1, 2, 1)), (7, (3, 4, 1)), (11, None), (8, None), (1, None)])
+@pytest.mark.parametrize(("layers", "loop"), [RECORD, (4, (1, 2, 1)), (7, (3, 4, 1)), (11, None), (8, None), (2, None)])
 def test_a_row_is_used_at_most_once_in_a_forward_and_none_is_left_over(
     layers: int, loop: tuple[int, int, int] | None, index: Literal["visit", "position"]
 ) -> None:

@@ -20,7 +20,8 @@ from tests.pico import pico_recipe
 from tests.ranks import run_ranks
 from tests.session_tools import CPU, Place
 
-SHORT = ("schedule.iterations=2", "schedule.late_qat_below=0", "optim.momentum_warmup_steps=0")
+FULL_MOMENTUM = ("optim.momentum_warmup_steps=0", "optim.momentum_start=0.95")
+SHORT = ("schedule.iterations=2", "schedule.late_qat_below=0", "average.shadow_snapshots=0", *FULL_MOMENTUM)
 
 
 @pytest.mark.parametrize(

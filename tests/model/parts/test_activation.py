@@ -31,9 +31,9 @@ def test_slope_zero_is_relu_squared() -> None:
 
 
 def test_star_relu_scales_and_shifts_each_channel_of_the_square() -> None:
-    _, n, w, out = case("model.activation=star_relu", "model.negative_slope=0.5")
+    _, n, w, out = case("model.activation=star_relu", "model.negative_slope=0.25")
     z = n @ w["fc.weight"].T
-    square = torch.where(z > 0, z, 0.5 * z) ** 2
+    square = torch.where(z > 0, z, 0.25 * z) ** 2
     near(out, (w["activation.scale"] * square + w["activation.bias"]) @ w["proj.weight"].T)
 
 
@@ -45,13 +45,13 @@ def test_star_relu_starts_as_the_square() -> None:
 
 
 def test_swiglu_multiplies_by_a_silu_gate() -> None:
-    _, n, w, out = case("model.activation=swiglu", "model.negative_slope=0.5")
+    _, n, w, out = case("model.activation=swiglu")
     gate = n @ w["fc_gate.weight"].T
     near(out, (gate * torch.sigmoid(gate) * (n @ w["fc.weight"].T)) @ w["proj.weight"].T)
 
 
 def test_the_gated_square_multiplies_by_a_squared_relu() -> None:
-    _, n, w, out = case("model.activation=relu_square_gated", "model.negative_slope=0.0")
+    _, n, w, out = case("model.activation=relu_square_gated")
     gate = (n @ w["fc_gate.weight"].T).clamp(min=0) ** 2
     near(out, (gate * (n @ w["fc.weight"].T)) @ w["proj.weight"].T)
 
