@@ -62,6 +62,7 @@ class Manifest:
     metrics: dict[str, float]
     parents: list[str]  # digests of the checkpoints this one was made from
     versions: dict[str, str]
+    dataset_digest: str = ""  # of the shards it was trained on; "" if an earlier golf wrote it
     format_version: int = FORMAT_VERSION
     data_file: str = ""
     data_bytes: int = 0
@@ -157,13 +158,15 @@ def find_checkpoint(spec: str, *, root: Path) -> Path:
     if folder is None:
         runs = sorted(path.name for path in root.glob("*") if manifest_paths(path))
         raise UsageError(f"no run '{name}' in {root}; {_listing('runs', runs)}")
+    if "@" in spec and not boundary:
+        raise UsageError(f"{spec}: no boundary is named after the @; name one or leave the @ out")
     there = [path.stem for path in manifest_paths(folder)]
     if boundary and boundary not in there:
         raise UsageError(f"no boundary '{boundary}' in {folder}; {_listing('boundaries', there)}")
     if not boundary:
         found = boundaries(folder)
         if not found:
-            raise UsageError(f"no checkpoint in {folder}; name another run")
+            raise UsageError(f"no checkpoint in {folder}: nothing was saved yet; start it again or name another run")
         boundary = found[-1].boundary
     return folder / f"{boundary}.json"
 
@@ -286,6 +289,7 @@ def _read_manifest(path: Path) -> Manifest:
     if isinstance(version, int) and version > FORMAT_VERSION:
         reason = f"is of format version {version}, this golf reads up to {FORMAT_VERSION}"
         raise BadFileError(path, reason, "upgrade golf-hotstart")
+    values = {"dataset_digest": "", **values}
     kinds = get_type_hints(Manifest)
     if wrong := sorted(kinds.keys() ^ values.keys()):
         raise BadFileError(path, f"lacks or should not have the field '{wrong[0]}'", _RESTORE)

@@ -6,7 +6,7 @@ it on fresh weights comes before the training clock starts: half of all lost rec
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from golf.checkpoint import Checkpoint
 from golf.config import Recipe
 from golf.data.shards import Dataset
 from golf.distributed import VIRTUAL_RANKS, World
-from golf.errors import require
+from golf.errors import UsageError, require
 from golf.evaluate import Score, evaluate
 from golf.files import sha256_bytes, write_bytes, write_json
 from golf.log import Log
@@ -48,9 +48,20 @@ def rehearse(recipe: Recipe, dataset: Dataset, world: World, log: Log) -> None:
 
 
 def finish(
-    recipe: Recipe, dataset: Dataset, world: World, *, checkpoint: Checkpoint, folder: RunFolder, log: Log
+    recipe: Recipe,
+    dataset: Dataset,
+    world: World,
+    *,
+    checkpoint: Checkpoint,
+    folder: RunFolder,
+    log: Log,
+    unbuilt: Sequence[str],
 ) -> dict[str, Any]:
-    """Turn a finished checkpoint into an artifact; write it and final.json; return what final.json says."""
+    """Turn a finished checkpoint into an artifact; write it and final.json; return what final.json says.
+
+    `unbuilt` names the recipe's values that no tool acts on, for the summary. Raises UsageError, with the way on, if
+    no pruning makes the artifact as small as the recipe wants it.
+    """
     started = time.perf_counter()
     bench = Workbench.build(recipe, dataset, world, looping=checkpoint.manifest.looping)
     weights = bench.load(checkpoint_weights(checkpoint, bench.model.state_dict()))
@@ -58,7 +69,11 @@ def finish(
     unquantized = _values(bench, score)
     log.event("evaluated", step=checkpoint.manifest.step, weights=checkpoint.manifest.boundary, **unquantized)
     hessians = bench.hessians(log, recipe.quant)
-    outcome = bench.quantize(weights, hessians, recipe.quant)
+    try:
+        outcome = bench.quantize(weights, hessians, recipe.quant)
+    except UsageError as error:
+        way_on = f"golf requant {folder.path} --try prune_to_bytes=…"
+        raise UsageError(f"{error}; the training is kept, find what fits with: {way_on}") from None
     ledger = byte_ledger(outcome.artifact)
     summary: dict[str, Any] = {
         "run": folder.name,
@@ -79,6 +94,8 @@ def finish(
         "peak_memory_bytes": peak_memory(world),
         "versions": versions(),
     }
+    if unbuilt:
+        summary["unbuilt"] = list(unbuilt)
     if world.is_main:
         write_bytes(folder.artifact, outcome.artifact)
         write_json(folder.final, summary)

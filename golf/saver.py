@@ -41,11 +41,19 @@ class Saver:
     """Gathers checkpoints off the clock and hands them to the writers."""
 
     def __init__(
-        self, state: TrainState, world: World, folder: RunFolder, clock: Clock, log: Log, parents: list[str]
+        self,
+        state: TrainState,
+        world: World,
+        folder: RunFolder,
+        clock: Clock,
+        log: Log,
+        *,
+        parents: list[str],
+        dataset_digest: str,
     ) -> None:
         """Save into `folder`; `parents` are the digests of the checkpoints that the run continues."""
         self.state, self.world, self.folder, self.clock, self.log = state, world, folder, clock, log
-        self.parents = parents
+        self.parents, self.dataset_digest = parents, dataset_digest
         self.writer, self.shadow_writer = CheckpointWriter(folder.path), CheckpointWriter(folder.shadows)
 
     def at_boundaries(self, before: Moment | None, now: Moment, loss: Tensor) -> None:
@@ -74,8 +82,13 @@ class Saver:
         if self.world.is_main:
             self.folder.final.unlink(missing_ok=True)  # what it says of an earlier ending is over
         self.save(["final_raw"], before, now, loss)
-        use = self.state.recipe.average.use
+        use, count = self.state.recipe.average.use, self.state.averages.swa_count
         boundary = f"final_{use}"
+        if use == "swa" and count < 2:
+            source = self.state.recipe.average.swa_of
+            self.log.note(
+                f"average.use is swa, but snapshots taken: {count}; the result is its source ({source}) instead"
+            )
         if use != "raw" and self.world.is_main:
             raw = self.writer.settle()
             assert raw is not None
@@ -120,4 +133,5 @@ class Saver:
             metrics=metrics,
             parents=self.parents,
             versions=versions(),
+            dataset_digest=self.dataset_digest,
         )

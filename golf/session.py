@@ -15,8 +15,9 @@ from golf.files import read_json
 from golf.log import Log
 from golf.posttrain import finish, rehearse
 from golf.recipe import recipe_from_dict
+from golf.recipe_report import unbuilt
 from golf.run_folder import RunFolder, free_name
-from golf.train import train
+from golf.train import UNBEGUN, told_if_interrupted, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class OpenedRun:
 def open_run(spec: str, *, root: Path, data: Path | None = None) -> OpenedRun:
     """Open and verify the checkpoint that "RUN", "RUN@BOUNDARY" or a path stands for, with its recipe and data."""
     path = find_checkpoint(spec, root=root)
+    if path.parent == RunFolder(path.parent.parent).shadows:
+        raise UsageError(f"{path}: shadows alone cannot be scored or resumed; name a boundary of the run")
     checkpoint = load_checkpoint(path)
     folder = RunFolder(path.parent)
     try:
@@ -58,7 +61,8 @@ def start_run(
 ) -> dict[str, Any]:
     """Train `recipe` in a new folder of `root`; return what final.json says."""
     dataset = open_dataset(recipe, data)
-    folder = RunFolder(root / _plain(world.agree_text(name or free_name(root, recipe.name))))
+    wanted = _plain(free_name(root, recipe.name) if name is None else name)
+    folder = RunFolder(root / world.agree_text(wanted))
     if not world.is_main:
         return _train_and_finish(recipe, dataset, world, folder, None)
     with folder.locked():
@@ -67,12 +71,19 @@ def start_run(
 
 
 def resume_run(spec: str, world: World, *, root: Path, data: Path | None = None) -> dict[str, Any]:
-    """Continue the run of RUN[@BOUNDARY]; return what final.json says. A finished RUN is only shown."""
+    """Continue the run of RUN[@BOUNDARY]; return what final.json says. A finished RUN is only shown.
+
+    Raises BadFileError if the data is not that of the checkpoint.
+    """
     folder = RunFolder(find_checkpoint(spec, root=root).parent)
     if folder.final.exists() and "@" not in spec and not Path(spec).is_file():
+        if data is not None:
+            raise UsageError(f"run {folder.name!r} is already finished and looks at no data; leave --data out")
+        Log(rank=world.rank).note(f"{folder.name}: already finished")
         summary: dict[str, Any] = read_json(folder.final)
         return summary
     run = open_run(spec, root=root, data=data)
+    _check_same_data(run)
     if not world.is_main:
         return _train_and_finish(run.recipe, run.dataset, world, folder, run.checkpoint)
     with folder.locked():
@@ -86,6 +97,8 @@ def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
     tokens are beyond the recipe's vocabulary.
     """
     folder = data or Path("data") / recipe.data.dataset
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; name the folder of its shards with --data")
     if not folder.is_dir():
         how = f"{_how_to_get(recipe.data.dataset)} --out {folder}"
         raise UsageError(f"no data in {folder}; {how}, or name a folder with --data")
@@ -95,6 +108,14 @@ def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
         raise BadFileError(folder, reason, f"add --set model.bos_id={dataset.bos_id}")
     dataset.check_vocab(recipe.model.vocab_size)
     return dataset
+
+
+def _check_same_data(run: OpenedRun) -> None:
+    """Refuse to go on with other data than the checkpoint's; one that does not name its data is taken at its word."""
+    trained, found = run.checkpoint.manifest.dataset_digest, run.dataset.digest()
+    if trained and found != trained:
+        reason = f"it is not the data of run {run.folder.name!r} (digest {found[:16]} instead of {trained[:16]})"
+        raise BadFileError(run.dataset.folder, reason, "name that data with --data, or start a new run")
 
 
 def _how_to_get(dataset: str) -> str:
@@ -115,10 +136,16 @@ def _plain(name: str) -> str:
 def _train_and_finish(
     recipe: Recipe, dataset: Dataset, world: World, folder: RunFolder, checkpoint: Checkpoint | None
 ) -> dict[str, Any]:
+    ignored = unbuilt(recipe)
     with Log(folder.events, rank=world.rank) as log:
+        if ignored:
+            log.note(f"no tool acts on these values of the recipe yet, the scores are without: {', '.join(ignored)}")
         if checkpoint is None:
-            rehearse(recipe, dataset, world, log)
-        if checkpoint is None or checkpoint.manifest.boundary != f"final_{recipe.average.use}":
-            boundary = train(recipe, dataset, world, folder=folder, log=log, resume=checkpoint)
-            checkpoint = load_checkpoint(folder.path / f"{boundary}.json")
-        return finish(recipe, dataset, world, checkpoint=checkpoint, folder=folder, log=log)
+            log.note("rehearsing every phase before the training")
+            with told_if_interrupted(UNBEGUN):
+                rehearse(recipe, dataset, world, log)
+        with told_if_interrupted(f"everything finished is on disk; continue with: golf train --resume {folder.path}"):
+            if checkpoint is None or checkpoint.manifest.boundary != f"final_{recipe.average.use}":
+                boundary = train(recipe, dataset, world, folder=folder, log=log, resume=checkpoint)
+                checkpoint = load_checkpoint(folder.path / f"{boundary}.json")
+            return finish(recipe, dataset, world, checkpoint=checkpoint, folder=folder, log=log, unbuilt=ignored)

@@ -32,6 +32,7 @@ from golf.train_state import TrainState
 from golf.train_step import forward_backward
 
 FIRST_STEPS = 5  # are all reported: a wrong start shows at once
+UNBEGUN = "nothing saved yet; start it again with the same command"
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -50,21 +51,23 @@ def train(
     Writes a checkpoint at every phase boundary into `folder`. Raises InterruptedRunError after saving the boundary
     "interrupted" on Ctrl-C, SIGTERM or SIGHUP, NumericalFaultError when the loss or a weight is not finite.
     """
-    state = TrainState.build(recipe, dataset, world)
     plans = {looping: plan_layers(recipe.model, looping=looping) for looping in (False, True)}
     step, elapsed, before = 0, 0.0, None
-    loss = torch.zeros((), device=world.device)
-    if resume is not None:
-        state.restore(resume)
-        step, elapsed = resume.manifest.step, resume.manifest.elapsed_seconds
-        before = moment(recipe, step=step, elapsed_seconds=elapsed, qat_began=resume.manifest.optimizer["late_qat"])
-        loss.fill_(resume.manifest.metrics.get("train_loss", 0.0))
-    _announce(state, dataset, world, log, step)
-    prime(state, plans, log, keep_muon_momentum=recipe.compat.stale_muon_momentum and resume is None)
+    with told_if_interrupted(UNBEGUN):
+        state = TrainState.build(recipe, dataset, world)
+        loss = torch.zeros((), device=world.device)
+        if resume is not None:
+            state.restore(resume)
+            step, elapsed = resume.manifest.step, resume.manifest.elapsed_seconds
+            before = moment(recipe, step=step, elapsed_seconds=elapsed, qat_began=resume.manifest.optimizer["late_qat"])
+            loss.fill_(resume.manifest.metrics.get("train_loss", 0.0))
+        _announce(state, dataset, world, log, step)
+        prime(state, plans, log, keep_muon_momentum=recipe.compat.stale_muon_momentum and resume is None)
     clock = Clock(elapsed)
     parents = [resume.manifest.data_sha256] if resume else []
+    saver = Saver(state, world, folder, clock, log, parents=parents, dataset_digest=dataset.digest())
     with (
-        contextlib.closing(Saver(state, world, folder, clock, log, parents)) as saver,
+        contextlib.closing(saver),
         _interruption() as interrupted,
         log.progress(recipe.schedule.iterations, f"train {recipe.name}") as bar,
     ):
@@ -86,6 +89,15 @@ def train(
                 values = _global_values(state, step, loss, norm, world)
                 bar.advance(step - bar.done)
                 _report(log, step, own, values, clock)
+
+
+@contextlib.contextmanager
+def told_if_interrupted(way_on: str) -> Iterator[None]:
+    """Turn a Ctrl-C outside the steps, which see to it themselves, into an InterruptedRunError that tells the way."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"interrupted; {way_on}") from None
 
 
 def _agree(
@@ -151,7 +163,10 @@ def _announce(state: TrainState, dataset: Dataset, world: World, log: Log, step:
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[list[int]]:
-    """Yield a list that a first Ctrl-C, SIGTERM or hang-up fills; a second one acts at once. nohup stays obeyed."""
+    """Yield a list that a first Ctrl-C, SIGTERM or hang-up fills; a second one acts at once. nohup stays obeyed.
+
+    One that came after the last step, so that nobody heeded it, acts at the end.
+    """
     received: list[int] = []
     found: dict[int, Any] = {number: signal.getsignal(number) for number in _STOPPING}
     previous = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
@@ -167,3 +182,5 @@ def _interruption() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])

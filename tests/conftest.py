@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.parity.subset import DATA, unpack_subset
 from tests.session_tools import Place, copy_place, finished_place
@@ -36,6 +37,12 @@ def fixtures(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
     if _RECORDED in pytestconfig.stash:
         return pytestconfig.stash[_RECORDED]
     return unpack_subset(DATA, tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Give every test the same random numbers in every run, also where it does not seed them."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

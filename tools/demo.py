@@ -36,8 +36,10 @@ def command(name: str | None, data: Path, root: Path, overrides: tuple[str, ...]
     with open_world() as world:
         summary = start_run(recipe, world, root=root, name=name, data=data)
         run = open_run(summary["run"], root=root)
-        table = requant(run, parse_settings(recipe, default_tries(recipe)), world, log)
+        table, failure = requant(run, parse_settings(recipe, default_tries(recipe)), world, log)
     pictures = _write_results(run.folder, table, log)
+    if failure is not None:
+        raise failure
     seconds = time.perf_counter() - started
     if as_json:
         echo_json({**summary, "requant": table_records(table), "seconds": round(seconds, 1)})

@@ -29,25 +29,26 @@ def command(
 ) -> None:
     """Quantize, pack and score RUN's weights under each setting, the recipe's own (control) first.
 
-    Nothing is trained. Without --try, tighter clips and one bit less show what clips and bits cost.
+    Nothing is trained. Without --try, tighter clips and one bit less show what clips and bits cost. A setting that
+    fails has the reason in its row; the others are still tried, and the exit code is that of the first failure.
     """
     from golf.distributed import open_world
     from golf.log import Log
     from golf.session import open_run
     from golf.sweep.run import default_tries, parse_settings, requant
-    from golf.sweep.table import check_form, format_table, table_records, write_table
+    from golf.sweep.table import check_form, format_table, table_records
 
     for out in outs:
         check_form(out)
     opened = open_run(run, root=root, data=data)
     settings = parse_settings(opened.recipe, tries or default_tries(opened.recipe))
     with open_world() as world, Log(rank=world.rank) as log:
-        table = requant(opened, settings, world, log)
+        table, failure = requant(opened, settings, world, log, outs=outs)
         if not world.is_main:
             return
-    for out in outs:
-        write_table(table, out)
     if as_json:
         echo_json(table_records(table))
     else:
         click.echo(format_table(table))
+    if failure is not None:  # its row has the reason, and stderr too
+        click.get_current_context().exit(failure.exit_code)

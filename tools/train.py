@@ -41,24 +41,31 @@ def command(
     RECIPE is a shipped name (see `golf recipe list`) or a TOML file. Ctrl-C saves the run before it stops.
     """
     from golf.distributed import inside_launcher, open_world
+    from golf.errors import InterruptedRunError
     from golf.recipe import load_recipe
     from golf.session import resume_run, start_run
 
     if (recipe is None) == (resume is None):
         raise click.UsageError("give a RECIPE to start or --resume RUN to continue, for example: golf train demo")
-    if resume and (overrides or name or force):
+    if resume is not None and (overrides or name is not None or force):
         raise click.UsageError("--resume continues the stored recipe; --set, --name and --force start another run")
-    chosen = load_recipe(recipe, overrides) if recipe else None  # refuse a bad recipe before any process starts
+    # A bad recipe is refused before any process starts.
+    chosen = None if recipe is None else load_recipe(recipe, overrides)
     if processes > 1 and not inside_launcher():
         from golf.launch import launch
 
         launch(sys.argv[1:], processes)
         return
     with open_world() as world:
-        if chosen is not None:
-            summary = start_run(chosen, world, root=root, name=name, data=data, force=force)
-        else:
-            summary = resume_run(str(resume), world, root=root, data=data)
+        try:
+            if chosen is not None:
+                summary = start_run(chosen, world, root=root, name=name, data=data, force=force)
+            else:
+                summary = resume_run(str(resume), world, root=root, data=data)
+        except (InterruptedRunError, KeyboardInterrupt) as error:
+            if world.is_main:
+                raise
+            raise click.exceptions.Exit(InterruptedRunError.exit_code) from error  # rank 0 alone says how to go on
         if world.is_main:
             _show(summary, as_json)
 

@@ -14,9 +14,9 @@ import torch
 from filelock import FileLock
 
 from golf.averaging import Averages
-from golf.checkpoint import boundaries, load_checkpoint, save_checkpoint
+from golf.checkpoint import boundaries, find_checkpoint, load_checkpoint, save_checkpoint
 from golf.data.shards import write_shard
-from golf.errors import NumericalFaultError
+from golf.errors import NumericalFaultError, UsageError
 from golf.log import read_events
 from tests.children import SERVER
 from tests.session_tools import Place, digests, golf, golf_child
@@ -204,6 +204,30 @@ def test_missing_data_exits_2_and_names_the_remedy(
     assert [path.name for path in place.root.iterdir()] == ["done"]
 
 
+def test_data_that_is_a_file_is_called_one(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    said = golf(capsys, "train", "demo", "--root", place.root, "--data", place.toml)
+    assert said.code == 2
+    assert said.err == f"Error: {place.toml} is a file; name the folder of its shards with --data\n"
+
+
+def test_an_empty_name_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    said = golf(capsys, "train", place.toml, "--root", place.root, "--data", place.data, "--name", "")
+    assert said.code == 2
+    assert "run name '' may hold" in said.err
+    assert [path.name for path in place.root.iterdir()] == ["done"]
+
+
+def test_a_size_that_no_pruning_reaches_keeps_the_training_and_names_the_way_on(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"prune_to_bytes is 1, .*; the training is kept") as told:
+        place.start("tight", "quant.prune_to_bytes=1")
+    assert find_checkpoint("tight", root=place.root).stem == "final_ema"
+    command = str(told.value).rpartition("find what fits with: golf ")[2].replace("…", "30000").split()
+    said = golf(capsys, *command, "--json")
+    assert [row["name"] for row in said.json if "val_bpb" in row] == ["prune_to_bytes=30000"]
+
+
 def test_a_run_whose_data_is_gone_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.data.rename(place.folder / "moved")
     said = golf(capsys, "evaluate", "done", "--root", place.root)
@@ -309,15 +333,21 @@ def test_a_wrong_setting_exits_2_before_any_process_starts(
         (["demo", "--resume", "done"], "give a RECIPE to start or --resume RUN to continue"),
         (["--resume", "done", "--set", "run.seed=2"], "--resume continues the stored recipe"),
         (["--resume", "done", "--name", "x"], "--resume continues the stored recipe"),
+        (["--resume", "done", "--name", ""], "--resume continues the stored recipe"),
+        (["--resume", "done", "--data", "elsewhere"], "run 'done' is already finished and looks at no data"),
+        (["--resume", "done@"], "done@: no boundary is named after the @; name one or leave the @ out"),
+        (["--resume", "begun"], "nothing was saved yet; start it again or name another run"),
+        ([""], "no recipe ''"),
         (["--resume", "nothing"], "no run 'nothing' in"),
         (["--resume", "done@nothing"], "no boundary 'nothing' in"),
         (["dmeo"], "no recipe 'dmeo'; did you mean demo?"),
     ],
 )
 def test_a_command_that_cannot_be_meant_exits_2(
-    finished: Place, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+    place: Place, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
-    said = golf(capsys, "train", *words, "--root", finished.root)
+    (place.root / "begun").mkdir()  # and stopped before its first checkpoint
+    said = golf(capsys, "train", *words, "--root", place.root)
     assert said.code == 2
     assert sentence in said.err
 

@@ -17,7 +17,7 @@ from golf.errors import InterruptedRunError
 from golf.log import read_events
 from golf.saver import Saver
 from tests.children import SERVER
-from tests.session_tools import Place, golf_child
+from tests.session_tools import Place, cut_back, golf_child
 
 ENDLESS = ("--set", "schedule.iterations=1000000", "--set", "run.log_every=1", "--set", "average.shadow_snapshots=0")
 
@@ -124,3 +124,47 @@ def send_at_first_step(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) 
             signal.raise_signal(number)
 
     monkeypatch.setattr(Averages, "update", pressed)
+
+
+def pressed(*args: object, **values: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("phase", ["golf.posttrain._rehearse_backward", "golf.train.prime"])
+def test_before_the_first_step_ctrl_c_says_to_start_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(phase, pressed)
+    with pytest.raises(InterruptedRunError, match=r"nothing saved yet; start it again with the same command$"):
+        place.start("stopped")
+    monkeypatch.undo()
+    assert place.start("stopped")["steps"] == 20
+
+
+@pytest.mark.parametrize("phase", ["golf.workbench.evaluate", "golf.workbench.collect_hessians"])
+def test_after_the_last_step_ctrl_c_says_how_to_go_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    cut_back(place, "done", "lr_floor")
+    monkeypatch.setattr(phase, pressed)
+    with pytest.raises(InterruptedRunError, match="continue with: golf train --resume ") as told:
+        place.resume("done")
+    monkeypatch.undo()
+    spec = str(told.value).rpartition(" ")[2]
+    assert find_checkpoint(spec, root=Path("elsewhere")).stem == "final_ema"
+    assert place.resume("done")["steps"] == 20
+
+
+def test_ctrl_c_while_the_last_weights_are_saved_is_heeded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = Saver.finish
+
+    def late(saver: Saver, *args: Any) -> str:
+        pressed()
+        return finish(saver, *args)
+
+    monkeypatch.setattr(Saver, "finish", late)
+    with pytest.raises(InterruptedRunError, match=r"continue with: golf train --resume .*/stopped$"):
+        place.start("stopped")
+    monkeypatch.undo()
+    assert not (place.run("stopped") / "final.json").exists()
+    assert place.resume("stopped")["boundary"] == "final_ema"

@@ -114,6 +114,7 @@ def test_ctrl_c_saves_the_run_of_two_processes_and_exits_130(place: Place, endle
     _, err = endless.communicate(timeout=60)
     assert endless.returncode == 130
     sentence = next(line for line in err.splitlines() if line.startswith("Error: stopped at step "))
+    assert err.count("Error: stopped at step ") == 1  # rank 0 alone speaks
     spec = sentence.rpartition(" ")[2]
     found = find_checkpoint(str(place.folder / spec), root=place.root)
     assert load_checkpoint(found).manifest.boundary == "interrupted"

@@ -15,12 +15,14 @@ import torch
 from golf.averaging import Averages
 from golf.checkpoint import Manifest, find_checkpoint, load_checkpoint, manifest_paths, save_checkpoint
 from golf.data.shards import write_shard
+from golf.distributed import single_world
 from golf.errors import BadFileError, InterruptedRunError, UsageError
-from golf.files import read_json
+from golf.files import read_json, write_json
 from golf.log import read_events
+from golf.session import resume_run, start_run
 from tests.children import SERVER
-from tests.pico import pico_tokens
-from tests.session_tools import STEPS, Place, cut_back, digests, golf_child, weights_of
+from tests.pico import pico_dataset, pico_tokens
+from tests.session_tools import CPU, STEPS, Place, cut_back, digests, golf_child, weights_of
 
 
 @pytest.fixture
@@ -137,6 +139,35 @@ def test_a_finished_run_is_only_shown(place: Place) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in place.run("done").rglob("*.*")}
     assert place.resume("done") == read_json(place.run("done") / "final.json")
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in place.run("done").rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("boundary", ["pre_loop", "final_ema"])
+def test_a_run_does_not_go_on_with_other_data(place: Place, boundary: str) -> None:
+    """Of other validation tokens alone, which no loader looks at."""
+    cut_back(place, "done", boundary)
+    other = pico_dataset(place.folder / "other", val=300).folder
+    with pytest.raises(BadFileError, match=r"other: it is not the data of run 'done' \(digest .*; name that data with"):
+        resume_run("done", single_world(CPU), root=place.root, data=other)
+    assert not (place.run("done") / "final.json").exists()
+
+
+def test_a_run_goes_on_with_its_data_in_another_folder(place: Place) -> None:
+    cut_back(place, "done", "lr_floor")
+    moved = place.data.rename(place.folder / "moved")
+    assert resume_run("done", single_world(CPU), root=place.root, data=moved)["steps"] == 20
+
+
+def test_a_checkpoint_from_before_digests_of_data_were_kept_goes_on(place: Place) -> None:
+    cut_back(place, "done", "final_ema")
+    forget_data(place.run("done") / "final_ema.json")
+    assert place.resume("done")["boundary"] == "final_ema"
+
+
+def forget_data(manifest: Path) -> None:
+    """Make a manifest one of an earlier golf."""
+    values = read_json(manifest)
+    del values["dataset_digest"]
+    write_json(manifest, values)
 
 
 def test_a_finished_run_is_resumed_where_a_boundary_is_named_even_by_its_file(place: Place) -> None:
@@ -268,7 +299,8 @@ def test_a_name_that_could_not_be_resumed_by_is_refused(place: Place, name: str)
 
 def test_a_new_run_gets_the_first_free_number(place: Place) -> None:
     (place.root / "pico-1").mkdir()
-    summary = place.start("", "schedule.iterations=1", "schedule.late_qat_below=0")
+    recipe = place.recipe("schedule.iterations=1", "schedule.late_qat_below=0")
+    summary = start_run(recipe, single_world(CPU), root=place.root, data=place.data)
     assert summary["run"] == "pico-2"
 
 
@@ -289,6 +321,13 @@ def test_a_checkpoint_without_an_average_that_its_recipe_keeps_is_a_bad_file(pla
 
 
 def test_other_shards_than_those_of_the_checkpoint_are_refused(place: Place) -> None:
+    write_shard(place.data / "pico_train_000002.bin", pico_tokens(800, seed=7))
+    with pytest.raises(BadFileError, match="it is not the data of run 'done'"):
+        place.resume("done@pre_loop")
+
+
+def test_other_shards_are_refused_by_the_loader_where_the_checkpoint_names_no_data(place: Place) -> None:
+    forget_data(place.run("done") / "pre_loop.json")
     write_shard(place.data / "pico_train_000002.bin", pico_tokens(800, seed=7))
     with pytest.raises(UsageError, match="files differ"):
         place.resume("done@pre_loop")

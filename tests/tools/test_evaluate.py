@@ -99,3 +99,10 @@ def test_another_data_folder_is_scored_when_it_is_named(place: Place, capsys: py
     pico_dataset(place.folder / "other", val=100)
     said = golf(capsys, "evaluate", "done", "--root", place.root, "--data", place.folder / "other", "--json")
     assert said.json["tokens"] == 99
+
+
+@pytest.mark.parametrize("command", ["evaluate", "requant"])
+def test_shadows_alone_are_not_scored(finished: Place, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    said = golf(capsys, command, finished.run("done") / "shadows" / "shadow_1.json")
+    assert said.code == 2
+    assert "shadow_1.json: shadows alone cannot be scored or resumed; name a boundary of the run" in said.err

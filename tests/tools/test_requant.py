@@ -9,13 +9,18 @@ import pandas as pd
 import pytest
 
 from golf.artifact.container import unpack_bytes
+from golf.distributed import World
+from golf.errors import GolfError
 from golf.files import read_json
+from golf.log import Log
 from golf.quant.scheme import QuantizedTensor
 from golf.quant_config import QuantConfig
 from golf.recipe import load_recipe
-from golf.sweep.run import default_tries, parse_settings
+from golf.session import open_run
+from golf.sweep.run import default_tries, parse_settings, requant
 from golf.sweep.table import COLUMNS
 from golf.workbench import Workbench
+from tests.ranks import run_ranks
 from tests.session_tools import Place, golf
 
 Run = Callable[..., list[dict[str, Any]]]
@@ -99,7 +104,8 @@ def test_a_boundary_is_quantized_in_the_graph_it_was_trained_in(
             "--try quant.matrix_bits=5 gives the same settings as matrix_bits=5",
         ),
         (["matrix_bits=5,embed_bits=7", "embed_bits=7, matrix_bits=5"], "gives the same settings as matrix_bits=5"),
-        ([""], "gives the same settings as control"),
+        ([""], "--try '' is empty; write key=value"),
+        ([" , "], "--try ' , ' is empty"),
         (["matrx_bits=5"], "unknown key quant.matrx_bits; did you mean matrix_bits?"),
         (["matrix_bits"], "write table.key=value"),
         (["matrix_bits=five"], "quant.matrix_bits must be of type int"),
@@ -203,3 +209,59 @@ def test_the_settings_reach_the_artifact(monkeypatch: pytest.MonkeyPatch, rows: 
     assert bits["tok_emb.weight"] == 3
     assert bits["blocks.0.mlp.fc.weight"] == bits["blocks.3.attn.c_q.weight"] == 4
     assert {bits[name] for name in bits if name.endswith(".table.weight")} == {8}
+
+
+def test_a_setting_that_fails_keeps_its_reason_and_the_others_their_rows(
+    finished: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("requant", "done", "--root", finished.root, "--try=prune_to_bytes=1", "--try=matrix_bits=5", "--json")
+    said = golf(capsys, *words, "--out", tmp_path / "t.json")
+    assert said.code == 2
+    control, bad, good = said.json
+    assert bad.keys() == {"name", "seconds", "reason"}
+    assert "quant.prune_to_bytes is 1, but" in bad["reason"]
+    assert good["delta_bpb"] == good["val_bpb"] - control["val_bpb"]
+    assert json.loads((tmp_path / "t.json").read_text()) == said.json
+    assert f"prune_to_bytes=1: failed: {bad['reason']}" in said.err
+
+
+def test_the_table_so_far_is_written_after_every_row(
+    finished: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    quantize, calls = Workbench.quantize, []
+
+    def stopped_at_the_third(bench: Workbench, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return quantize(bench, *args)
+
+    monkeypatch.setattr(Workbench, "quantize", stopped_at_the_third)
+    words = ("requant", "done", "--root", finished.root, "--try=matrix_bits=5", "--try=matrix_bits=4")
+    assert golf(capsys, *words, "--out", tmp_path / "t.json").code == 130
+    assert [row["name"] for row in json.loads((tmp_path / "t.json").read_text())] == ["control", "matrix_bits=5"]
+
+
+def test_a_comma_inside_brackets_parts_no_keys(finished: Place) -> None:
+    recipe = finished.recipe()
+    (_, setting) = parse_settings(recipe, ["lqer={rank=2,top_k=1},matrix_bits=5"])
+    assert setting.config.lqer is not None
+    assert (setting.config.lqer.rank, setting.config.lqer.top_k, setting.config.matrix_bits) == (2, 1, 5)
+    assert setting.name == "lqer={rank=2,top_k=1} matrix_bits=5"
+
+
+def fail(*args: object) -> None:
+    raise GolfError("rank 0 cannot pack")
+
+
+def requant_that_fails(world: World, root: Path) -> str:
+    """Run in a child alone, so that what is replaced stays so."""
+    Workbench.quantize = fail  # type: ignore[assignment,method-assign]
+    run = open_run("done", root=root)
+    with pytest.raises(GolfError) as told:
+        requant(run, parse_settings(run.recipe, []), world, Log(rank=world.rank))
+    return str(told.value)
+
+
+def test_of_several_ranks_a_failure_ends_all_lest_one_wait_for_ever(finished: Place, tmp_path: Path) -> None:
+    assert run_ranks(2, tmp_path, requant_that_fails, finished.root) == 2 * ["rank 0 cannot pack"]
