@@ -22,13 +22,15 @@ from golf.data.texts import Document, find_inputs, read_documents
 from golf.data.tokenizer import TOKENIZER_NAME, load_tokenizer
 from golf.data.writer import ShardWriter
 from golf.errors import BadFileError, UsageError
-from golf.files import atomic_path, remove_stale, write_errors_told, write_json
+from golf.files import remove_stale, write_errors_told, write_json
 
 Progress = Callable[[int, int], None]
 
 SHARD_TOKENS = 10**8
 DEFAULT_VAL_FRACTION = 0.05
 MAX_DEFAULT_VAL_DOCS = 50_000  # the challenge's own validation set
+
+_STAGING_NAME = ".prepare"
 
 _TOLD_BYTES = 1 << 20  # of text between two calls of `progress`
 
@@ -52,8 +54,8 @@ def prepare(
     count them; by default a twentieth, at most 50,000. `limit` reads only so many documents. "auto" means CaseOps when
     the tokenizer has the four operators. `progress(documents, utf8_bytes)` is called about once a megabyte. Documents
     that are empty, or of which the tokenizer leaves nothing, are counted and skipped. Memory does not grow with the
-    text. A failure takes back what was written. An interruption leaves an unfinished folder, which the next call
-    clears.
+    text. All is written into a folder within `out` and moved out of it at the end: a call that fails or is stopped
+    leaves `out` as it was, also with `force`.
 
     Raises BadFileError for inputs that cannot be used, UsageError for a finished folder without `force`, for a folder
     with other shards, and for a split that leaves nothing to train on, EnvironmentUnfitError for a folder that cannot
@@ -64,33 +66,19 @@ def prepare(
         raise UsageError(f"shard_tokens is {shard_tokens}; it must be at least 1")
     files = find_inputs(inputs)
     split = _choose_split(files, val_docs, val_fraction, limit)
-    val, sidecar, train = (
-        ShardWriter(out, f"{OWN_PREFIX}_{kind}", shard_tokens=shard_tokens) for kind in ("val", "val_bytes", "train")
-    )
-    with _taken_back_on_failure(out, (val, sidecar, train)):
+    staging = out / _STAGING_NAME
+    with _cleared_up(out):
         with write_errors_told(out):
-            _clear(out, force=force)
+            _make_way(out, force=force)
+            staging.mkdir()
         documents = _reported(islice(read_documents(files), limit), progress)
-        with val, sidecar, train:
-            val_totals = _write_val(documents, encoder, val, sidecar, split["val_documents"])
-            train_totals = _write_train(documents, encoder, train)
-        if not train_totals.documents:
-            raise _nothing_to_train_on(files, val_totals.documents)
-        dataset = Dataset(
-            folder=out,
-            train=tuple(train.paths),
-            val=tuple(val.paths),
-            val_sidecars=tuple(sidecar.paths),
-            tokenizer=_copy_tokenizer(tokenizer, out),
-            vocab_size=encoder.tokenizer.vocab_size,
-            bos_id=encoder.tokenizer.bos_id,
-            manifest=None,
-        )
-        manifest = _describe(dataset, encoder, train_totals, val_totals) | {
+        manifest = _write_all(documents, encoder, staging, shard_tokens, split["val_documents"], files)
+        manifest |= {
             "inputs": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
             "split": split,
         }
-        write_json(out / MANIFEST_NAME, manifest)
+        write_json(staging / MANIFEST_NAME, manifest)
+        _replace(out, staging)
     return manifest
 
 
@@ -118,23 +106,22 @@ def _choose_split(
 
 
 @contextlib.contextmanager
-def _taken_back_on_failure(out: Path, writers: Sequence[ShardWriter]) -> Iterator[None]:
-    """If the block fails, remove what it made: shards, and the tokenizer and folders that were not there before."""
-    absent = [path for path in (out / TOKENIZER_NAME, out, *out.parents) if not os.path.lexists(path)]
+def _cleared_up(out: Path) -> Iterator[None]:
+    """Remove what the block staged, and if it fails the folders that were not there before."""
+    absent = [path for path in (out, *out.parents) if not os.path.lexists(path)]
     try:
         yield
-    except Exception:
-        for path in [*(path for writer in writers for path in writer.paths), *absent]:
-            with contextlib.suppress(OSError):  # not made yet, or a folder with files of somebody else
-                if path.is_dir():
-                    path.rmdir()
-                else:
-                    path.unlink()
+    except BaseException:
+        shutil.rmtree(out / _STAGING_NAME, ignore_errors=True)
+        for path in absent:
+            with contextlib.suppress(OSError):  # not made yet, or somebody else's files are in it by now
+                path.rmdir()
         raise
+    shutil.rmtree(out / _STAGING_NAME)
 
 
-def _clear(out: Path, *, force: bool) -> None:
-    """Make `out` a folder without shards of ours; whatever is not ours is refused, never deleted."""
+def _make_way(out: Path, *, force: bool) -> None:
+    """Make `out` a folder that may be written to; whatever is not ours is refused, and nothing of ours is lost yet."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -142,12 +129,50 @@ def _clear(out: Path, *, force: bool) -> None:
     if manifest.exists() and not force:
         raise UsageError(f"{out} already holds a data set; name another folder, or prepare it again with --force")
     remove_stale(out)
-    shards = {path: kind[0] for path in out.iterdir() if (kind := shard_kind(path))}
-    if set(shards.values()) - {OWN_PREFIX} or (manifest.exists() and read_manifest(out) is None):
+    shutil.rmtree(out / _STAGING_NAME, ignore_errors=True)  # of a call that was killed
+    kinds = [kind for path in out.iterdir() if (kind := shard_kind(path))]
+    if {prefix for prefix, _ in kinds} - {OWN_PREFIX} or (manifest.exists() and read_manifest(out) is None):
         raise UsageError(f"{out} holds a data set that `golf data prepare` did not make; name another folder")
-    manifest.unlink(missing_ok=True)  # first, so that an interruption leaves an unfinished folder
-    for path in shards:
+
+
+def _replace(out: Path, staging: Path) -> None:
+    """Put the staged files in the place of what was there, the manifest last; in between, the folder is unfinished."""
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    for path in [path for path in out.iterdir() if shard_kind(path)]:
         path.unlink()
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
+        path.replace(out / path.name)
+
+
+def _write_all(
+    documents: Iterator[Document],
+    encoder: Encoder,
+    folder: Path,
+    shard_tokens: int,
+    val_documents: int,
+    files: list[Path],
+) -> dict[str, Any]:
+    """Write shards, sidecar and tokenizer into `folder`; return the manifest of what was read back."""
+    val, sidecar, train = (
+        ShardWriter(folder, f"{OWN_PREFIX}_{kind}", shard_tokens=shard_tokens) for kind in ("val", "val_bytes", "train")
+    )
+    with val, sidecar, train:
+        val_totals = _write_val(documents, encoder, val, sidecar, val_documents)
+        train_totals = _write_train(documents, encoder, train)
+    if not train_totals.documents:
+        raise _nothing_to_train_on(files, val_totals.documents)
+    shutil.copyfile(encoder.tokenizer.path, folder / TOKENIZER_NAME)
+    dataset = Dataset(
+        folder=folder,
+        train=tuple(train.paths),
+        val=tuple(val.paths),
+        val_sidecars=tuple(sidecar.paths),
+        tokenizer=folder / TOKENIZER_NAME,
+        vocab_size=encoder.tokenizer.vocab_size,
+        bos_id=encoder.tokenizer.bos_id,
+        manifest=None,
+    )
+    return _describe(dataset, encoder, train_totals, val_totals)
 
 
 def _reported(documents: Iterable[Document], progress: Progress | None) -> Iterator[Document]:
@@ -191,14 +216,6 @@ def _nothing_to_train_on(files: list[Path], val_documents: int) -> Exception:
             f"all {val_documents} documents went to validation; give more text or a smaller validation set"
         )
     return BadFileError(files[0], "there is no text in it, nor in any other input", "check the inputs")
-
-
-def _copy_tokenizer(source: Path, out: Path) -> Path:
-    target = out / TOKENIZER_NAME
-    if source.resolve() != target.resolve():
-        with atomic_path(target) as temp:
-            shutil.copyfile(source, temp)
-    return target
 
 
 def _describe(dataset: Dataset, encoder: Encoder, train: Totals, val: Totals) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_force_replaces_all_of_a_finished_folder(
     assert dataset.manifest["tokenizer"]["source"] == "plain.model"
 
 
-def test_an_interrupted_folder_is_unfinished_and_simply_redone(
+def test_an_interrupted_call_leaves_nothing_and_is_simply_redone(
     tmp_path: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = write_jsonl(TEXTS), tmp_path / "out"
@@ -197,16 +197,39 @@ def test_an_interrupted_folder_is_unfinished_and_simply_redone(
         patch.setattr(module, "audit", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare([source], tokenizer=plain_tokenizer, out=out, val_docs=3)
-    with pytest.raises(BadFileError, match="it is unfinished"):
-        Dataset.open(out)
+    assert not out.exists()
     prepare([source], tokenizer=plain_tokenizer, out=out, val_docs=3)
     assert Dataset.open(out).manifest is not None
 
 
-def test_an_interrupted_replacement_is_unfinished_too(
+@pytest.mark.parametrize(("val_docs", "failure"), [(3, KeyboardInterrupt), (len(TEXTS), UsageError)])
+def test_a_replacement_that_does_not_come_about_leaves_the_old_data_set(
+    finished: Path,
+    write_jsonl: WriteJsonl,
+    plain_tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    val_docs: int,
+    failure: type[BaseException],
+) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    monkeypatch.setattr(module, "audit", interrupt)
+    with pytest.raises(failure):
+        prepare([write_jsonl(TEXTS)], tokenizer=plain_tokenizer, out=finished, val_docs=val_docs, force=True)
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    assert Dataset.open(finished).manifest is not None
+
+
+def test_a_replacement_that_stops_between_old_and_new_is_unfinished(
     finished: Path, write_jsonl: WriteJsonl, plain_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "audit", interrupt)
+    replace = Path.replace
+
+    def stop_at_the_manifest(path: Path, target: Path) -> Path:
+        if path.name == "manifest.json" and path.parent.name == ".prepare":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop_at_the_manifest)
     with pytest.raises(KeyboardInterrupt):
         prepare([write_jsonl(TEXTS)], tokenizer=plain_tokenizer, out=finished, val_docs=3, force=True)
     with pytest.raises(BadFileError, match="it is unfinished"):
@@ -219,7 +242,7 @@ def interrupt(*_: object) -> None:
 
 def prepare_until_killed(source: Path, tokenizer: Path, out: Path, reports: Connection) -> None:
     def wait(*_: int) -> None:  # all documents are read, no shard is finished
-        reports.send(sorted(path.name[-21:] for path in out.iterdir()))
+        reports.send(sorted(path.name for path in (out / ".prepare").iterdir()))
         time.sleep(60)
 
     prepare([source], tokenizer=tokenizer, out=out, val_docs=3, progress=wait)
@@ -231,7 +254,7 @@ def test_a_killed_folder_holds_no_data_set_and_is_simply_redone(
     source, out = write_jsonl(TEXTS), tmp_path / "out"
     with running(prepare_until_killed, source, plain_tokenizer, out) as reports:
         pass
-    assert len(drain(reports)[0]) == len(list(out.glob(".golf-tmp-*.bin"))) == 3
+    assert len(drain(reports)[0]) == len(list(out.glob(".prepare/.golf-tmp-*.bin"))) == 3
     with pytest.raises(BadFileError, match="it holds no shards"):
         Dataset.open(out)
     prepare([source], tokenizer=plain_tokenizer, out=out, val_docs=3)
