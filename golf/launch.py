@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str], processes: int, scratch: str) -> None:
         cause = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         raise WorkerDiedError(f"rank {rank} died ({cause}); resume the run from its last boundary") from None
     except (SignalException, KeyboardInterrupt):
-        raise InterruptedRunError("interrupted; resume the run from its last boundary") from None
+        raise InterruptedRunError("interrupted; rank 0 has said how to go on, on stderr") from None
 
 
 def _suspicion(failure: ProcessFailure) -> int:
