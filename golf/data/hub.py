@@ -104,6 +104,10 @@ def _failures_told(where: str, remedy: str) -> Iterator[None]:
         raise _unreachable(error, where, remedy) from error
     except (ValueError, KeyError, TypeError) as error:
         raise EnvironmentUnfitError(f"{where}: the answer is not that of a hub; {remedy}") from error
+    except Exception as error:
+        if type(error).__name__ != "InvalidURL":  # of a library that huggingface_hub imports, by a name that it changes
+            raise
+        raise UsageError(f"{where}: no such address can be asked; give one like https://huggingface.co") from error
 
 
 def _status_told(status: int, where: str, remedy: str) -> GolfError:

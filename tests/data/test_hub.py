@@ -109,3 +109,9 @@ def test_a_full_disk_is_told(served: FakeHub, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(ResourceError, match="no space left to fetch it"):
         opened(served).download("a/b.bin", tmp_path)
+
+
+@pytest.mark.parametrize("endpoint", ["http://999.1.1.1", "http://\u2603.com"])
+def test_an_address_that_the_client_refuses_is_one_sentence(endpoint: str) -> None:
+    with pytest.raises(UsageError, match="no such address can be asked"):
+        Hub.open("someone/something", endpoint=endpoint, remedy="…")
