@@ -9,7 +9,7 @@ from golf.data.bytes import byte_counter
 from golf.data.manifest import MANIFEST_FORMAT, MANIFEST_VERSION
 from golf.data.published import Variant
 from golf.data.shards import Dataset, read_shard
-from golf.data.tokenizer import TOKENIZER_NAME, Tokenizer
+from golf.data.tokenizer import Tokenizer
 from golf.errors import BadFileError
 from golf.files import canonical_json, sha256_bytes
 
@@ -37,12 +37,7 @@ def describe_fetched(
         "format": MANIFEST_FORMAT,
         "version": MANIFEST_VERSION,
         "transform": "caseops" if variant.is_caseops else "none",
-        "tokenizer": {
-            "file": TOKENIZER_NAME,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-        },
+        "tokenizer": tokenizer.describe(),
         "train": _describe_split(dataset.train, tokenizer),
         "val": val,
         "files": files,

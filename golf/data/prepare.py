@@ -225,13 +225,7 @@ def _describe(dataset: Dataset, encoder: Encoder, train: Totals, val: Totals) ->
         "format": MANIFEST_FORMAT,
         "version": MANIFEST_VERSION,
         "transform": "caseops" if encoder.is_caseops else "none",
-        "tokenizer": {
-            "file": TOKENIZER_NAME,
-            "source": tokenizer.path.name,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-        },
+        "tokenizer": tokenizer.describe() | {"source": tokenizer.path.name},
         "train": read_back_split(dataset.train, train, tokenizer),
         "val": read_back_split(dataset.val, val, tokenizer)
         | {"sidecar_bytes": read_back_sidecar(dataset.val_sidecars, val)},

@@ -49,6 +49,10 @@ class Tokenizer:
         """Id of the document start, or -1 if the model has none."""
         return int(self.processor.bos_id())
 
+    def describe(self) -> dict[str, Any]:
+        """Return what a manifest says of the copy in its folder."""
+        return {"file": TOKENIZER_NAME, "sha256": self.sha256, "vocab_size": self.vocab_size, "bos_id": self.bos_id}
+
     def has_pieces(self, pieces: str) -> bool:
         """Tell whether every character of `pieces` is a piece of its own."""
         return all(self.processor.piece_to_id(piece) != self.processor.unk_id() for piece in pieces)
