@@ -45,6 +45,11 @@ class Averages:
             self.swa_count += 1
             torch._foreach_lerp_(list(self.swa.values()), source, 1.0 / self.swa_count)
 
+    @property
+    def falls_back(self) -> bool:
+        """Whether the recipe's stochastic average has too few snapshots, so that `final` gives its source."""
+        return self.config.use == "swa" and self.swa_count < _LEAST_SNAPSHOTS
+
     def final(self) -> Weights:
         """Return the weights the recipe uses at the end, cast to the model's dtypes.
 
@@ -52,7 +57,7 @@ class Averages:
         `describe` shows their count.
         """
         chosen: Mapping[str, Tensor] = {"raw": self.live, "ema": self.ema, "swa": self.swa}[self.config.use]
-        if self.config.use == "swa" and self.swa_count < _LEAST_SNAPSHOTS:
+        if self.falls_back:
             chosen = self.ema if self.config.swa_of == "ema" else self.live
         return {name: chosen[name].to(tensor.dtype, copy=True) for name, tensor in self.live.items()}
 

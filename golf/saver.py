@@ -82,10 +82,10 @@ class Saver:
         if self.world.is_main:
             self.folder.final.unlink(missing_ok=True)  # what it says of an earlier ending is over
         self.save(["final_raw"], before, now, loss)
-        use, count = self.state.recipe.average.use, self.state.averages.swa_count
+        use, averages = self.state.recipe.average.use, self.state.averages
         boundary = f"final_{use}"
-        if use == "swa" and count < 2:
-            source = self.state.recipe.average.swa_of
+        if averages.falls_back:
+            count, source = averages.swa_count, averages.config.swa_of
             self.log.note(
                 f"average.use is swa, but snapshots taken: {count}; the result is its source ({source}) instead"
             )
@@ -93,7 +93,7 @@ class Saver:
             raw = self.writer.settle()
             assert raw is not None
             self.parents = [raw.data_sha256]
-            weights = {f"model/{name}": tensor.cpu() for name, tensor in self.state.averages.final().items()}
+            weights = {f"model/{name}": tensor.cpu() for name, tensor in averages.final().items()}
             self._submit([boundary], self._manifest(boundary, before, now, {}), weights)
         self.close()
         self.world.barrier()
