@@ -15,7 +15,7 @@ from torch import Tensor
 
 from golf.config import EvalConfig
 from golf.data.bytes import ByteCounter
-from golf.data.documents import Batch, build_cu_seqlens, segment_rows
+from golf.data.documents import Batch, segment_rows, whole_rows
 from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
 from golf.kernels.softcapped_ce import softcapped_cross_entropy
@@ -103,7 +103,7 @@ class ValidationStream:
         shape = (-1, seq_len) if self.cross_documents else (1, size)
         inputs, targets, positions = (part.view(shape) for part in (stretch[:-1], stretch[1:], torch.arange(size)))
         if self.cross_documents:
-            cu_seqlens, _ = build_cu_seqlens(range(0, size, seq_len), size, max_doc_len=0)
+            cu_seqlens = whole_rows(*inputs.shape)
         else:
             cu_seqlens = segment_rows(inputs, bos_id=self.bos_id, max_doc_len=seq_len)
         charged = self.counter.bytes_of(self.tokens, start, stop)

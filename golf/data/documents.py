@@ -51,6 +51,12 @@ def build_cu_seqlens(starts: npt.ArrayLike, total: int, *, max_doc_len: int, buc
     return torch.from_numpy(cu_seqlens), int(np.diff(cu_seqlens).max())
 
 
+def whole_rows(rows: int, length: int, *, max_doc_len: int = 0, bucket: int = 64) -> Tensor:
+    """Return the boundaries of `rows` rows of `length` tokens, one segment each, whatever documents are in them."""
+    total = rows * length
+    return build_cu_seqlens(range(0, total, length), total, max_doc_len=max_doc_len, bucket=bucket)[0]
+
+
 def segment_rows(tokens: Tensor, *, bos_id: int, max_doc_len: int, bucket: int = 64) -> Tensor:
     """Return the boundaries of (B, T) `tokens`: a row's first token and every `bos_id` start a segment.
 

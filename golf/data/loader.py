@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from golf.data.documents import Batch, build_cu_seqlens, segment_rows
+from golf.data.documents import Batch, segment_rows, whole_rows
 from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
 
@@ -134,8 +134,7 @@ class Loader:
     def _boundaries(self, tokens: Tensor) -> Tensor:
         if not self._cross_documents:
             return segment_rows(tokens, bos_id=self._bos_id, max_doc_len=self._max_doc_len, bucket=CU_BUCKET)
-        starts = range(0, tokens.numel(), tokens.shape[1])
-        return build_cu_seqlens(starts, tokens.numel(), max_doc_len=self._max_doc_len, bucket=CU_BUCKET)[0]
+        return whole_rows(*tokens.shape, max_doc_len=self._max_doc_len, bucket=CU_BUCKET)
 
 
 def _reading_thread() -> ThreadPoolExecutor:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from golf.data.documents import Batch, build_cu_seqlens
+from golf.data.documents import Batch, whole_rows
 from golf.data.shards import read_shard
 from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
@@ -74,9 +74,7 @@ def read_windows(shards: Sequence[Path], windows: Sequence[Window], window_len: 
     """Read windows as the (windows, window_len) rows of a batch; each row is one segment, documents are ignored."""
     rows = [read_shard(shards[shard])[start : start + window_len + 1].astype(np.int64) for shard, start in windows]
     spans = torch.from_numpy(np.stack(rows))
-    cu_seqlens, _ = build_cu_seqlens(
-        range(0, len(rows) * window_len, window_len), len(rows) * window_len, max_doc_len=0
-    )
+    cu_seqlens = whole_rows(len(rows), window_len)
     return Batch(spans[:, :-1].contiguous(), spans[:, 1:].contiguous(), cu_seqlens, window_len)
 
 
