@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from torch import Tensor
 
 from golf.checkpoint import boundaries, load_checkpoint
 from golf.cli import cli
 from golf.config import Recipe
+from golf.data.documents import Batch
 from golf.distributed import World, single_world
 from golf.files import read_json
+from golf.model.gpt import GPT
+from golf.model.plan import LayerPlan
 from golf.recipe import load_recipe
 from golf.session import resume_run, start_run
 from tests.children import SERVER
@@ -172,6 +176,20 @@ def digests(run: Path) -> dict[str, str]:
     """The digest of every boundary's tensors, of the shadows' and of the artifact."""
     found = {manifest.boundary: manifest.data_sha256 for manifest in [*boundaries(run), *boundaries(run / "shadows")]}
     return found | {"artifact": read_json(run / "final.json")["artifact"]["sha256"]}
+
+
+def watch_visits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that every forward of a training step adds its number of layer visits to."""
+    seen: list[int] = []
+    forward = GPT.forward
+
+    def watched(model: GPT, batch: Batch, *, plan: LayerPlan, **values: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(len(plan.visits))
+        return forward(model, batch, plan=plan, **values)
+
+    monkeypatch.setattr(GPT, "forward", watched)
+    return seen
 
 
 def weights_of(run: Path, boundary: str) -> dict[str, torch.Tensor]:

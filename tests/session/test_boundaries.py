@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from golf.checkpoint import Manifest, boundaries, load_checkpoint
-from golf.data.documents import Batch
 from golf.data.shards import Dataset
 from golf.files import read_json, sha256_file
 from golf.log import read_events
 from golf.model.gpt import GPT
-from golf.model.plan import LayerPlan
 from golf.profiles import gamma_of_width
 from golf.schedule import moment
-from tests.session_tools import CPU, SHADOW_STEPS, STEPS, Place, golf, weights_of
+from tests.session_tools import CPU, SHADOW_STEPS, STEPS, Place, golf, watch_visits, weights_of
 
 
 def manifests(place: Place, run: str = "done") -> dict[str, Manifest]:
@@ -173,15 +171,7 @@ def test_training_is_recorded_at_the_first_steps_and_every_log_every(finished: P
 
 
 def test_the_loop_runs_from_its_boundary_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    visits: list[int] = []
-    forward = GPT.forward
-
-    def watched(model: GPT, batch: Batch, *, plan: LayerPlan, **hooks: Any) -> Tensor:
-        if torch.is_grad_enabled():
-            visits.append(len(plan.visits))
-        return forward(model, batch, plan=plan, **hooks)
-
-    monkeypatch.setattr(GPT, "forward", watched)
+    visits = watch_visits(monkeypatch)
     place.start("watched")
     rehearsed, trained = visits[:3], visits[3:]
     assert rehearsed == [4, 6, 6]  # the last with fake-quantized weights

@@ -9,12 +9,9 @@ from torch import Tensor
 
 from golf.averaging import Averages
 from golf.checkpoint import load_checkpoint
-from golf.data.documents import Batch
-from golf.model.gpt import GPT
-from golf.model.plan import LayerPlan
 from golf.optim.optimizer import Optimizer
 from golf.saver import Clock
-from tests.session_tools import Place, cut_back, digests
+from tests.session_tools import Place, cut_back, digests, watch_visits
 
 PRIMED = "run.priming_steps=2"
 STALE = "compat.stale_muon_momentum=true"
@@ -22,17 +19,7 @@ STALE = "compat.stale_muon_momentum=true"
 
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Layers visited by every forward of a training step."""
-    seen: list[int] = []
-    forward = GPT.forward
-
-    def watched(model: GPT, batch: Batch, *, plan: LayerPlan, **values: Any) -> Tensor:
-        if torch.is_grad_enabled():
-            seen.append(len(plan.visits))
-        return forward(model, batch, plan=plan, **values)
-
-    monkeypatch.setattr(GPT, "forward", watched)
-    return seen
+    return watch_visits(monkeypatch)
 
 
 def test_a_primed_run_has_the_bits_of_one_without(place: Place) -> None:
