@@ -1,9 +1,13 @@
 """Options and fixtures shared by all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # is read when a kernel is declared: before any of golf's is imported
 
 from tests.parity.subset import DATA, unpack_subset
 from tests.session_tools import Place, copy_place, finished_place

@@ -24,11 +24,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen
     return flat[:-1].view_as(q)
 
 
-def describe(device: torch.device) -> str:
-    """Name the implementation that `attention` uses on `device`; printed at start and stored with a run."""
-    return f"padded segments through PyTorch scaled_dot_product_attention ({device.type})"
-
-
 def _gather(x: Tensor, slots: Tensor) -> Tensor:
     """Lay x (B, T, heads, D) out by segment (N, heads, L, D); slots beyond the stream read zeros."""
     return F.pad(x.flatten(0, 1), (0, 0, 0, 0, 0, 1))[slots].transpose(1, 2)

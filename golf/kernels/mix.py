@@ -1,0 +1,227 @@
+"""Weighted sums of residual streams, and the norms of sums, in one pass each way.
+
+J streams (up to four), O outputs (up to two), C channels; streams (..., C), weights (O, J, C) in float32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golf.kernels.mix_kernels import (
+    MAX_OUTPUTS,
+    MAX_STREAMS,
+    Normalized,
+    launch_backward,
+    launch_forward,
+)
+from golf.kernels.norm import check_dtype, launch_norm, norm_backward, plain_norm
+
+
+def plain_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
+    """Return sum_j w_oj x_j for every o, in the dtype of the streams x_j (..., C).
+
+    The `weights` (O, J, C) are rounded to it first.
+    """
+    return tuple(_weighted_sum(streams, row) for row in weights.to(streams[0].dtype))
+
+
+def plain_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Return u = sum_j w_j x_j, as `plain_mix` does with `weights` (J, C), and scale * rms_norm(u)."""
+    u = _weighted_sum(streams, weights.to(streams[0].dtype))
+    return u, plain_norm(u, scale=scale)
+
+
+def plain_add_norm(x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Return u = x + branch, both (..., C), and scale * rms_norm(u)."""
+    u = x + branch
+    return u, plain_norm(u, scale=scale)
+
+
+def _weighted_sum(streams: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Add up w_j x_j in ascending j; `weights` (J, C)."""
+    first, *others = (weight * x for weight, x in zip(weights, streams, strict=True))
+    total: Tensor = sum(others, first)
+    return total
+
+
+@torch.library.custom_op("golf::mix", mutates_args=())
+def _mix(streams: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    streams = [x.contiguous() for x in streams]
+    outputs = [_like(streams[0]) for _ in weights]
+    launch_forward(streams, weights, outputs)
+    return outputs
+
+
+@_mix.register_fake
+def _(streams: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    return [_like(streams[0]) for _ in range(weights.shape[0])]
+
+
+@torch.library.custom_op("golf::mix_norm", mutates_args=())
+def _mix_norm(streams: Sequence[Tensor], weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum, scale times its norm, and 1 / sqrt(mean(u^2) + eps), float32, a row; `weights` (J, C)."""
+    streams = [x.contiguous() for x in streams]
+    total, normalized, rstd = _like(streams[0]), _like(streams[0]), _per_row(streams[0])
+    launch_forward(streams, weights[None], [total], Normalized(normalized, rstd, scale))
+    return total, normalized, rstd
+
+
+@_mix_norm.register_fake
+def _(streams: Sequence[Tensor], weights: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(streams[0]), _like(streams[0]), _per_row(streams[0])
+
+
+@torch.library.custom_op("golf::mix_backward", mutates_args=())
+def _mix_backward(
+    streams: Sequence[Tensor],
+    weights: Tensor,
+    incoming: Sequence[Tensor | None],
+    normalized: Tensor | None,
+    rstd: Tensor | None,
+    scale: float,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Return the gradients that are `wanted`, of each stream and of `weights` (O, J, C), given those of the outputs."""
+    streams, incoming = [x.contiguous() for x in streams], [g if g is None else g.contiguous() for g in incoming]
+    outgoing = [_like(x) if want else None for x, want in zip(streams, wanted[:-1], strict=True)]
+    through = Normalized(normalized if normalized is None else normalized.contiguous(), rstd, scale)
+    by_weight = launch_backward(streams, weights, incoming, outgoing, wants_weights=wanted[-1], normalized=through)
+    gradients = [*outgoing, None if by_weight is None else by_weight.to(weights.dtype)]
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@_mix_backward.register_fake
+def _(
+    streams: Sequence[Tensor],
+    weights: Tensor,
+    incoming: Sequence[Tensor | None],
+    normalized: Tensor | None,
+    rstd: Tensor | None,
+    scale: float,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    return [_like(x) for x, want in zip((*streams, weights), wanted, strict=True) if want]
+
+
+@torch.library.custom_op("golf::add_norm", mutates_args=())
+def _add_norm(x: Tensor, branch: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum, scale times its norm, and 1 / sqrt(mean(u^2) + eps), float32, a row."""
+    total, normalized, rstd = _like(x), _like(x), _per_row(x)
+    launch_norm(x.contiguous(), normalized, rstd, scale, branch=branch.contiguous(), total=total)
+    return total, normalized, rstd
+
+
+@_add_norm.register_fake
+def _(x: Tensor, branch: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x), _like(x), _per_row(x)
+
+
+def _like(x: Tensor) -> Tensor:
+    """Return an empty contiguous tensor; empty_like would copy strides."""
+    return x.new_empty(x.shape)
+
+
+def _per_row(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _save_mix(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: list[Tensor]) -> None:
+    streams, weights = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*(streams if weights.requires_grad else ()), weights)  # fixed weights need no streams
+
+
+def _save_mix_norm(ctx: Any, inputs: tuple[list[Tensor], Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*inputs[0], inputs[1], output[2])
+    ctx.scale = inputs[2]
+
+
+def _save_add_norm(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(output[0], output[2])
+    ctx.scale = inputs[2]
+
+
+def _differentiate_mix(ctx: Any, gradients: list[Tensor | None]) -> tuple[list[Tensor | None], Tensor | None]:
+    *streams, weights = ctx.saved_tensors
+    wanted = [*ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+    given = [gradient for gradient in gradients if gradient is not None]
+    if not given:
+        return [None for _ in wanted[:-1]], None
+    if not streams:  # they are not read, so that a gradient of their shape may stand for them
+        streams = given[:1] * (len(wanted) - 1)
+    found = iter(_mix_backward(streams, weights, gradients, None, None, 1.0, wanted))
+    *by_stream, by_weight = (next(found) if want else None for want in wanted)
+    return by_stream, by_weight
+
+
+def _differentiate_mix_norm(
+    ctx: Any, of_sum: Tensor | None, of_norm: Tensor | None, _: None
+) -> tuple[list[Tensor | None], Tensor | None, None]:
+    *streams, weights, rstd = ctx.saved_tensors
+    wanted = [*ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+    if of_sum is None and of_norm is None:
+        return [None for _ in wanted[:-1]], None, None
+    found = iter(_mix_backward(streams, weights[None], [of_sum], of_norm, rstd, ctx.scale, wanted))
+    *by_stream, by_weight = (next(found) if want else None for want in wanted)
+    return by_stream, None if by_weight is None else by_weight[0], None
+
+
+def _differentiate_add_norm(
+    ctx: Any, of_sum: Tensor | None, of_norm: Tensor | None, _: None
+) -> tuple[Tensor | None, Tensor | None, None]:
+    """Give both addends the one gradient of their sum, unwritten if it only passes through."""
+    total, rstd = ctx.saved_tensors
+    gradient = of_sum if of_norm is None else norm_backward(total, rstd, of_norm, of_sum, ctx.scale)
+    return gradient, gradient, None
+
+
+_mix.register_autograd(_differentiate_mix, setup_context=_save_mix)
+_mix_norm.register_autograd(_differentiate_mix_norm, setup_context=_save_mix_norm)
+_add_norm.register_autograd(_differentiate_add_norm, setup_context=_save_add_norm)
+
+
+def fused_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
+    """Return what `plain_mix` does, each sum rounded once; not twice differentiable.
+
+    Raises ValueError for float64, more than four streams or two outputs, and shapes or dtypes that do not match.
+    """
+    _check(streams, weights)
+    return tuple(_mix(streams, weights))
+
+
+def fused_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Return what `plain_mix_norm` does, sum and norm rounded once each; raises and differentiates as `fused_mix`."""
+    _check(streams, weights[None])
+    total, normalized, _ = _mix_norm(streams, weights, scale)
+    return total, normalized
+
+
+def fused_add_norm(x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Return what `plain_add_norm` does, the norm rounded once; raises and differentiates as `fused_mix` does."""
+    _check_streams((x, branch))
+    total, normalized, _ = _add_norm(x, branch, scale)
+    return total, normalized
+
+
+def _check(streams: Sequence[Tensor], weights: Tensor) -> None:
+    _check_streams(streams)
+    check_dtype(weights)
+    if not 1 <= len(streams) <= MAX_STREAMS or not 1 <= weights.shape[0] <= MAX_OUTPUTS:
+        raise ValueError(f"1 to {MAX_STREAMS} streams and 1 to {MAX_OUTPUTS} outputs can be mixed")
+    wanted = (weights.shape[0], len(streams), streams[0].shape[-1])
+    if weights.shape != wanted:
+        raise ValueError(f"weights of shape {tuple(weights.shape)} do not fit {wanted}: outputs, streams, channels")
+
+
+def _check_streams(streams: Sequence[Tensor]) -> None:
+    first = streams[0]
+    check_dtype(first)
+    if any(x.shape != first.shape or x.dtype != first.dtype for x in streams):
+        given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in streams)
+        raise ValueError(f"streams must have one shape and dtype, not {given}")

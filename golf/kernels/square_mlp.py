@@ -1,0 +1,248 @@
+"""Linear, squared leaky ReLU, linear (squared ReLU: Primer, arXiv:2109.08668) as one operation.
+
+M tokens, C model dim, F hidden width. z = n fc^T, hidden = phi(z), y = hidden proj^T, with phi(z) = z^2 above zero and
+(slope z)^2 below. The backward does not keep z: phi'(z) is 2 sqrt(hidden) above zero and -2 |slope| sqrt(hidden) below,
+so `hidden` and a bit a unit suffice, and half of hidden's relative rounding is all that this costs.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from golf.kernels.jit import ceil_div, jit, tl
+from golf.kernels.leaky_relu_square import leaky_relu_square
+from golf.kernels.square_mlp_gemm import (
+    BACKWARD_TILES,
+    FORWARD_TILES,
+    GRAIN,
+    WORD,
+    pack_signs,
+    slope_below,
+    slope_product,
+    slopes,
+    square_product,
+    squares,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MATMUL = "matmul"  # the product by PyTorch, then one pass over it; any other way is a key of the tables of tiles
+
+
+class Ways(NamedTuple):
+    """How the two products that the activation touches are computed."""
+
+    forward: str  # of n and fc
+    backward: str  # of dy and proj
+
+
+# Not yet tuned on a GPU.
+FASTEST = Ways("deep", "wide")
+POINTWISE_WORDS = 128  # a program, of 32 elements each
+POINTWISE_WARPS = 4
+
+
+def plain_square_mlp(n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]:
+    """Return y (..., C_out) and hidden (..., F) of n (..., C), fc (F, C) and proj (C_out, F), all of one dtype.
+
+    `hidden` is there to be observed: no gradient flows through it.
+    """
+    hidden = leaky_relu_square(F.linear(n, fc), negative_slope=negative_slope)
+    return F.linear(hidden, proj), hidden.detach()
+
+
+@jit
+def _word_at(count: "Any", words: "Any", width: "Any", WORDS: tl.constexpr) -> Any:
+    """Return a program's words, where the elements of each lie within (M, F), and which of both there are."""
+    word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)[:, None]
+    column = word % words * 32 + tl.arange(0, 32)[None, :]
+    is_word = word < count
+    return word, (word // words).to(tl.int64) * width + column, is_word, is_word & (column < width)
+
+
+@jit
+def _square(
+    z: "Any",  # (M, F), becomes hidden
+    signs: "Any",  # (M, words)
+    count: "Any",  # M * words
+    words: "Any",
+    width: "Any",
+    slope_squared: "Any",
+    WORDS: tl.constexpr,
+) -> None:
+    word, at, is_word, inside = _word_at(count, words, width, WORDS)
+    x = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(signs + word, pack_signs(x, WORDS, 32), mask=is_word)
+    tl.store(z + at, squares(x, slope_squared).to(z.dtype.element_ty), mask=inside)
+
+
+@jit
+def _slope(
+    h: "Any",  # (M, F), becomes dz
+    hidden: "Any",  # (M, F)
+    signs: "Any",  # (M, words)
+    count: "Any",  # M * words
+    words: "Any",
+    width: "Any",
+    below: "Any",
+    WORDS: tl.constexpr,
+) -> None:
+    word, at, is_word, inside = _word_at(count, words, width, WORDS)
+    found = tl.load(signs + word, mask=is_word, other=0)
+    slope = slopes(tl.load(hidden + at, mask=inside, other=0.0), found, below, WORDS, 32)
+    dz = tl.load(h + at, mask=inside, other=0.0).to(tl.float32) * slope
+    tl.store(h + at, dz.to(h.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op("golf::square_mlp", mutates_args=())
+def _forward_op(
+    n: Tensor, fc: Tensor, proj: Tensor, negative_slope: float, forward: str, backward: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (M, C_out), hidden (M, F) and the packed signs of z (M, F / 32, rounded up)."""
+    signs = n.new_empty(len(n), ceil_div(len(fc), WORD), dtype=torch.int32)
+    if forward == MATMUL:
+        hidden = n @ fc.T
+        _pass_over(_square, [hidden, signs], negative_slope**2)
+    else:
+        hidden = n.new_empty(len(n), len(fc))
+        if hidden.numel():
+            square_product(n, fc, hidden, signs, negative_slope=negative_slope, tiles=FORWARD_TILES[forward])
+    return hidden @ proj.T, hidden, signs
+
+
+@torch.library.custom_op("golf::square_mlp_backward", mutates_args=())
+def _backward_op(
+    dy: Tensor,
+    n: Tensor,
+    fc: Tensor,
+    proj: Tensor,
+    hidden: Tensor,
+    signs: Tensor,
+    negative_slope: float,
+    way: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Return the gradients of n, fc and proj as far as they are `wanted`."""
+    found, dy = [], dy.contiguous()
+    if wanted[0] or wanted[1]:
+        dz = _dz(dy, proj, hidden, signs, negative_slope, way)
+        if wanted[0]:
+            found.append(dz @ fc)
+        if wanted[1]:
+            found.append(dz.T @ n)
+    if wanted[2]:
+        found.append(dy.T @ hidden)
+    return found
+
+
+def _dz(dy: Tensor, proj: Tensor, hidden: Tensor, signs: Tensor, negative_slope: float, way: str) -> Tensor:
+    if way == MATMUL:
+        dz = dy @ proj
+        _pass_over(_slope, [dz, hidden, signs], slope_below(negative_slope))
+        return dz
+    dz = torch.empty_like(hidden)
+    if dz.numel():
+        slope_product(dy, proj, hidden, signs, dz, negative_slope=negative_slope, tiles=BACKWARD_TILES[way])
+    return dz
+
+
+def _pass_over(kernel: Any, tensors: Sequence[Tensor], number: float) -> None:
+    """Let a kernel change the first tensor (M, F); the last one are its signs."""
+    signs = tensors[-1]
+    if signs.numel():
+        sizes = signs.numel(), signs.shape[1], tensors[0].shape[1], number
+        grid = ceil_div(signs.numel(), POINTWISE_WORDS)
+        kernel[grid,](*tensors, *sizes, POINTWISE_WORDS, num_warps=POINTWISE_WARPS)
+
+
+@_forward_op.register_fake
+def _forward_fake(
+    n: Tensor, fc: Tensor, proj: Tensor, negative_slope: float, forward: str, backward: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, width, outputs = n.shape[0], fc.shape[0], proj.shape[0]  # len() would fix a number that may vary
+    signs = n.new_empty(tokens, ceil_div(width, WORD), dtype=torch.int32)
+    return n.new_empty(tokens, outputs), n.new_empty(tokens, width), signs
+
+
+@_backward_op.register_fake
+def _backward_fake(
+    dy: Tensor,
+    n: Tensor,
+    fc: Tensor,
+    proj: Tensor,
+    hidden: Tensor,
+    signs: Tensor,
+    negative_slope: float,
+    way: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x, is_wanted in zip((n, fc, proj), wanted, strict=True) if is_wanted]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    n, fc, proj, ctx.negative_slope, _, ctx.way = inputs
+    _, hidden, signs = output
+    ctx.mark_non_differentiable(hidden, signs)
+    ctx.set_materialize_grads(False)  # nobody reads the 400 MB of zeros that would stand for hidden's
+    ctx.save_for_backward(n, fc, proj, hidden, signs)
+
+
+def _backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:3]
+    found = iter(_backward_op(dy, *ctx.saved_tensors, ctx.negative_slope, ctx.way, wanted))
+    return (*(next(found) if is_wanted else None for is_wanted in wanted), None, None, None)
+
+
+_forward_op.register_autograd(_backward, setup_context=_save)
+
+
+def fused_square_mlp(n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]:
+    """Do what `plain_square_mlp` does, keeping `hidden` and a bit a unit for the backward instead of z and `hidden`.
+
+    float32, bfloat16 and float16 (whose gradients lose digits where hidden < 2^-14: it underflows). Gradients of
+    all three inputs; no second derivatives (RuntimeError). Raises ValueError if shapes or dtypes do not fit.
+    """
+    ways = ways_for(n.dtype, (*fc.shape, *proj.shape))
+    return square_mlp_by(ways, n, fc, proj, negative_slope=negative_slope)
+
+
+def square_mlp_by(ways: Ways, n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]:
+    """Do what `fused_square_mlp` does in the given ways; a benchmark compares them.
+
+    Tiles square the float32 sums, MATMUL squares z rounded to its dtype. Raises ValueError if a way cannot do it.
+    """
+    _check(n, fc, proj)
+    for way, table in zip(ways, (FORWARD_TILES, BACKWARD_TILES), strict=True):
+        _check_way(way, table, n.dtype, (*fc.shape, *proj.shape))
+    rows = n.reshape(math.prod(n.shape[:-1]), n.shape[-1])
+    y, hidden, _ = _forward_op(rows.contiguous(), fc.contiguous(), proj.contiguous(), negative_slope, *ways)
+    return y.view(*n.shape[:-1], proj.shape[0]), hidden.view(*n.shape[:-1], fc.shape[0])
+
+
+def ways_for(dtype: torch.dtype, sizes: Sequence[int]) -> Ways:
+    """Return FASTEST for a dtype of 16 bits and matrices whose `sizes` are multiples of GRAIN; MATMUL for the rest."""
+    return FASTEST if dtype is not torch.float32 and _fit(sizes) else Ways(MATMUL, MATMUL)
+
+
+def _fit(sizes: Sequence[int]) -> bool:
+    return all(size > 0 and size % GRAIN == 0 for size in sizes)
+
+
+def _check_way(way: str, table: dict[str, Any], dtype: torch.dtype, sizes: Sequence[int]) -> None:
+    if way == MATMUL:
+        return
+    if way not in table:
+        raise ValueError(f"no way {way!r}; there are {MATMUL}, {', '.join(table)}")
+    if not _fit(sizes) or (dtype is torch.float32) != (way == "float32"):
+        raise ValueError(f"{way!r} does not do {dtype} and sizes {tuple(sizes)}; they must be multiples of {GRAIN}")
+
+
+def _check(n: Tensor, fc: Tensor, proj: Tensor) -> None:
+    if n.dtype not in DTYPES or fc.dtype != n.dtype or proj.dtype != n.dtype:
+        raise ValueError(f"n, fc, proj are {n.dtype}, {fc.dtype}, {proj.dtype}; one of float32, bfloat16, float16")
+    if n.dim() < 1 or fc.dim() != 2 or proj.dim() != 2 or fc.shape[1] != n.shape[-1] or proj.shape[1] != fc.shape[0]:
+        given = tuple(n.shape), tuple(fc.shape), tuple(proj.shape)
+        raise ValueError(f"n, fc, proj are {given[0]}, {given[1]}, {given[2]}; not (..., C), (F, C), (C_out, F)")

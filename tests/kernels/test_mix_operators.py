@@ -1,0 +1,155 @@
+"""The fused sums of streams as operators: what they save, write, share and refuse, and that they compile."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from golf.kernels import mix
+from golf.kernels.jit import HAS_TRITON
+from golf.kernels.mix import fused_add_norm, fused_mix, fused_mix_norm, plain_add_norm
+from tests.kernels.test_mix import MIX, MIX_NORM, Form, arriving, check, forms, gradients, inputs
+from tests.kernels.test_norm import SCALE, drop, random
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
+
+
+@needs_triton
+@forms
+def test_where_no_gradient_arrives_none_is_given(form: Form) -> None:
+    streams, weights = inputs(1, 2)
+    for fixed in (weights, weights.detach()):
+        torch.autograd.backward([drop(result).sum() for result in form.fused(streams, fixed)])
+    assert [leaf.grad for leaf in (*streams, weights)] == [None] * 3
+
+
+@needs_triton
+@pytest.mark.parametrize("form", [MIX, MIX_NORM], ids=lambda form: form.name)
+def test_only_the_gradients_that_are_needed_are_written(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    backward = mix._mix_backward
+
+    def watch(*arguments: Any) -> list[Tensor]:
+        found: list[Tensor] = backward(*arguments)
+        asked.append((arguments[-1], len(found)))
+        return found
+
+    monkeypatch.setattr(mix, "_mix_backward", watch)
+    for needed in ([True, False, False, True], [False, True, True, False], [False, False, False, True]):
+        streams, weights = inputs(1, 3)
+        for leaf, wanted in zip((*streams, weights), needed, strict=True):
+            leaf.requires_grad_(wanted)
+        leaves = [leaf for leaf, wanted in zip((*streams, weights), needed, strict=True) if wanted]
+        results = [function(streams, weights) for function in (form.fused, form.exact)]
+        found, expected = (torch.autograd.grad(result, leaves, arriving(result)) for result in results)
+        check(found, expected)
+        assert asked.pop() == (needed, sum(needed))
+
+
+@needs_triton
+def test_fixed_weights_keep_no_streams() -> None:
+    streams, weights = inputs(1, 3)
+    kept = []
+    for given in (weights, weights.detach()):
+        packed: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(packed.append, lambda packed: packed):
+            fused_mix(streams, given)
+        kept.append(len(packed))
+    assert kept == [4, 1]
+
+
+@needs_triton
+def test_the_one_gradient_of_both_addends_is_not_changed_by_what_is_added_to_either() -> None:
+    def total(add_norm: Callable[..., tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Tensor:
+        x, branch = leaves[0] * 2, leaves[1] * 3
+        u, n = add_norm(x, branch, scale=SCALE)
+        u, n = add_norm(u, n * branch, scale=SCALE)  # its gradients join others of u, of n and of the branch
+        return (u * x).sum() + n.pow(3).sum() + (branch * leaves[0]).sum()
+
+    leaves = [random((3, 5), seed=seed).requires_grad_() for seed in range(2)]
+    found, expected = (torch.autograd.grad(total(f, leaves), leaves) for f in (fused_add_norm, plain_add_norm))
+    check(found, expected)
+
+
+@needs_triton
+@pytest.mark.parametrize("kept", [0, 1])
+def test_leaves_that_are_added_have_gradients_of_their_own(kept: int) -> None:
+    x, branch = (random((3, 5), seed=seed).requires_grad_() for seed in range(2))
+    incoming = random((3, 5), seed=2)
+    before = incoming.clone()
+    for _ in range(2):  # the second time adds to the first one's
+        fused_add_norm(x, branch, scale=SCALE)[kept].backward(incoming)
+    assert x.grad is not None
+    assert branch.grad is not None
+    torch.testing.assert_close(x.grad, branch.grad, rtol=0, atol=0)
+    x.grad.zero_()
+    (expected,) = torch.autograd.grad(plain_add_norm(x, branch, scale=SCALE)[kept], branch, before)
+    torch.testing.assert_close(branch.grad, 2 * expected, rtol=3e-6, atol=6e-6)
+    assert torch.equal(incoming, before)
+
+
+@needs_triton
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_sums_are_operators(outputs: int) -> None:
+    streams, weights = inputs(outputs, 2, (3, 5), torch.bfloat16)
+    torch.library.opcheck(mix._mix, (streams, weights))
+    fixed, other = [x.detach() for x in streams], weights.detach()
+    for wanted in ([True, True, True], [False, True, False]):
+        arguments = (fixed, other, [fixed[0], None][:outputs], None, None, 1.0, wanted)
+        torch.library.opcheck(mix._mix_backward, arguments)
+
+
+@needs_triton
+def test_the_sums_with_norms_are_operators() -> None:
+    streams, weights = inputs(1, 2, (3, 5), torch.bfloat16)
+    fixed, other = [x.detach() for x in streams], weights.detach()
+    torch.library.opcheck(mix._mix_norm, (streams, other[0].clone().requires_grad_(), SCALE))
+    torch.library.opcheck(mix._add_norm, (*streams, SCALE))
+    arguments = (fixed, other, [None], fixed[0], random((3,)), SCALE, [True, False, True])
+    torch.library.opcheck(mix._mix_backward, arguments)
+
+
+@needs_triton
+@forms
+def test_the_fused_forms_compile_as_one_graph(form: Form) -> None:
+    streams, weights = inputs(1, 2)
+    compiled = torch.compile(form.fused, fullgraph=True, backend="aot_eager")
+    found, expected = (gradients(function, streams, weights) for function in (compiled, form.fused))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@needs_triton
+@forms
+def test_second_derivatives_are_refused(form: Form) -> None:
+    streams, weights = inputs(1, 2)
+    total = sum(result.pow(3).sum() for result in form.fused(streams, weights))
+    assert isinstance(total, Tensor)
+    (first,) = torch.autograd.grad(total, streams[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        first.sum().backward()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    streams, weights = inputs(2, 4)
+    with pytest.raises(ValueError, match=r"not torch\.float64"):
+        fused_mix([x.double() for x in streams], weights)
+    with pytest.raises(ValueError, match=r"not torch\.float64"):
+        fused_mix(streams, weights.double())
+    with pytest.raises(ValueError, match="1 to 4 streams and 1 to 2 outputs"):
+        fused_mix([*streams, streams[0]], weights)
+    with pytest.raises(ValueError, match="1 to 4 streams and 1 to 2 outputs"):
+        fused_mix(streams, weights.repeat(2, 1, 1))
+    with pytest.raises(ValueError, match=r"weights of shape \(2, 4, 8\) do not fit \(2, 4, 9\)"):
+        fused_mix(streams, weights[..., :8])
+    with pytest.raises(ValueError, match=r"weights of shape \(1, 2, 9\) do not fit \(1, 4, 9\)"):
+        fused_mix_norm(streams, weights[0, :2], scale=1.0)
+    with pytest.raises(
+        ValueError, match=r"one shape and dtype, not \(3, 5, 9\) torch.float32, \(3, 5, 9\) torch.float16"
+    ):
+        fused_add_norm(streams[0], streams[1].half(), scale=1.0)
+    with pytest.raises(ValueError, match="one shape and dtype"):
+        fused_mix([*streams[:3], streams[3].half()], weights)
+    with pytest.raises(ValueError, match=r"one shape and dtype, not \(3, 5, 9\) torch.float32, \(5, 9\)"):
+        fused_add_norm(streams[0], streams[1][0], scale=1.0)
