@@ -62,6 +62,9 @@ class RunConfig:
     rows_per_micro_batch: int = 0  # virtual ranks in one forward; 0 = all that a process has
     log_every: int = 10  # steps
     priming_steps: int = 0  # thrown away before the clock starts, with the loop off and as many with it on
+    kernels: Literal["auto", "plain"] = "auto"  # of the model; auto: fused ones on a GPU, plain PyTorch elsewhere
+    attention: Literal["auto", "fa4", "fa3", "varlen", "padded"] = "auto"  # auto: the first of them that is installed
+    compile: Literal["off", "block", "model"] = "off"  # by torch.compile: each block alone, or all of them as one graph
     cpu_threads: int = 0  # without a GPU: threads of a process, on which the last digits depend; 0 = PyTorch's choice
     checkpoints: tuple[str, ...] = ()  # beside the phase boundaries: "frac_25" (percent) or "step_500"
 

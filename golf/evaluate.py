@@ -18,7 +18,6 @@ from golf.data.bytes import ByteCounter
 from golf.data.documents import Batch, segment_rows, whole_rows
 from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
-from golf.kernels.softcapped_ce import softcapped_cross_entropy
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
 
@@ -131,12 +130,13 @@ def evaluate(
     sums = torch.zeros(rounds, 3, dtype=torch.float64, device=world.device)
     for turn, index in _own(count, world):
         batch, mask, charged = stream.batch(index)
-        batch = batch.to(world.device)
+        batch = batch.pinned().to(world.device, non_blocking=True)
         logits, cap = model.raw_logits(batch, plan=plan), model.config.logit_softcap
-        losses = softcapped_cross_entropy(logits, batch.targets, cap=cap, rounds=stream.rounds_logits).double()
-        mask = mask.to(world.device)
-        sums[turn, 0] = torch.where(mask, losses, 0.0).sum()
-        sums[turn, 1], sums[turn, 2] = mask.sum(), charged
+        losses = model.kernels.cross_entropy(logits, batch.targets, cap=cap, rounds=stream.rounds_logits).double()
+        if not mask.all():  # the last batch alone: a copy of the mask would wait for everything that is queued
+            losses = torch.where(mask.to(world.device), losses, 0.0)
+        sums[turn, 0] = losses.sum()
+        sums[turn, 1], sums[turn, 2] = int(mask.sum()), charged
         advance(1)
     gathered = world.gather(sums).view(world.size, rounds, 3).transpose(0, 1).reshape(-1, 3)  # in batch order
     loss_sum, tokens, charged_bytes = gathered.cpu().numpy().cumsum(axis=0)[-1]  # cumsum adds strictly left to right

@@ -16,8 +16,8 @@ from golf.data.shards import Dataset
 from golf.distributed import VIRTUAL_RANKS, World
 from golf.errors import BadFileError
 from golf.model.gpt import GPT
-from golf.model.init import build_model
 from golf.optim.optimizer import Optimizer
+from golf.run_model import build_run_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,7 @@ class TrainState:
     @classmethod
     def build(cls, recipe: Recipe, dataset: Dataset, world: World) -> "TrainState":
         """Build the state before the first step."""
-        world.limit_threads(recipe.run.cpu_threads)
-        dtype = getattr(torch, recipe.run.dtype)
-        model = build_model(recipe.model, seed=recipe.run.seed, dtype=dtype, device=world.device)
+        model, dtype = build_run_model(recipe, world), getattr(torch, recipe.run.dtype)
         optimizer = Optimizer(model, recipe.optim, dtype=dtype, world=world, clip=recipe.compat.clip)
         return cls(recipe, model, optimizer, Averages(model, recipe.average), open_loader(recipe, dataset, world))
 

@@ -22,13 +22,13 @@ from golf.errors import BadFileError
 from golf.evaluate import Score, ValidationStream, evaluate
 from golf.log import Log
 from golf.model.gpt import GPT
-from golf.model.init import build_model
 from golf.model.plan import LayerPlan, plan_layers
 from golf.quant.calibration import CalibrationSet, collect_hessians
 from golf.quant.pipeline import dequantize_weights, needs_hessians, quantize_weights
 from golf.quant.prune import pack_within
 from golf.quant_config import QuantConfig
 from golf.roles import is_exported
+from golf.run_model import build_run_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,7 @@ class Workbench:
     @classmethod
     def build(cls, recipe: Recipe, dataset: Dataset, world: World, *, looping: bool) -> "Workbench":
         """Build the model once; weights are swapped in place afterwards."""
-        world.limit_threads(recipe.run.cpu_threads)
-        dtype = getattr(torch, recipe.run.dtype)
-        model = build_model(recipe.model, seed=recipe.run.seed, dtype=dtype, device=world.device)
+        model = build_run_model(recipe, world)
         plan = plan_layers(recipe.model, looping=looping)
         return cls(recipe, dataset, world, model, plan, validation_stream(recipe, dataset))
 
@@ -101,8 +99,11 @@ class Workbench:
         config: QuantConfig,
         *,
         limit_batches: int | None = None,
+        quick: bool = False,
     ) -> Outcome:
         """Quantize `weights`, pack them, load what the bytes say into the model, and score it.
+
+        A `quick` one compresses with the least effort: its size says nothing.
 
         Rank 0 quantizes and packs; every rank decodes the same bytes, so all score the artifact itself. The model keeps
         the dequantized weights.
@@ -112,7 +113,8 @@ class Workbench:
             ternary = self.recipe.model.ternary
             stored = quantize_weights(weights, hessians, config, ternary_group=ternary.group if ternary else None)
             header = {"model": self.recipe.to_dict()["model"], "run": {"dtype": self.recipe.run.dtype}}
-            data = pack_within(stored, config.prune_to_bytes, partial(pack_bytes, config=header, codec=config.codec))
+            pack = partial(pack_bytes, config=header, codec=config.codec, quick=quick)
+            data = pack_within(stored, config.prune_to_bytes, pack)
         data = self.world.share_bytes(data)
         self.load(dequantize_weights(unpack_bytes(data).tensors, exported(self.model.state_dict())))
         return Outcome(

@@ -25,6 +25,7 @@ def command(run: str, artifact: bool, data: Path | None, root: Path, as_json: bo
     opened = (open_finished_run if artifact else open_run)(run, root=root, data=data)
     with open_world() as world, Log(rank=world.rank) as log:
         bench = Workbench.build(opened.recipe, opened.dataset, world, looping=opened.checkpoint.manifest.looping)
+        log.note(bench.model.kernels.sentence())
         like = bench.model.state_dict()
         stored, file = opened.checkpoint, opened.folder.artifact
         bench.load(artifact_weights(file, like) if artifact else checkpoint_weights(stored, like))
@@ -32,7 +33,7 @@ def command(run: str, artifact: bool, data: Path | None, root: Path, as_json: bo
         if not world.is_main:
             return
     if as_json:
-        echo_json(score.to_dict())
+        echo_json(score.to_dict() | bench.model.kernels.names())
         return
     scored = opened.folder.artifact if artifact else opened.checkpoint.path
     click.echo(f"scored    {scored}")

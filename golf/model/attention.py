@@ -6,16 +6,12 @@ B rows, T tokens, H query heads, K key/value heads, D head size, C model dim.
 import torch
 from torch import Tensor, nn
 
-from golf.kernels.attention import attention
-from golf.kernels.norm import rms_norm
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.parts.gate import AttentionGate
 from golf.model.parts.ternary import matrix
 from golf.model.parts.value_embedding import AddValueEmbedding
 from golf.model.parts.value_residual import value_part
-from golf.model.parts.xsa import ExclusiveSelfAttention
-from golf.model.rotary import rotate
 from golf.model_config import ModelConfig
 
 
@@ -40,33 +36,37 @@ class Attention(nn.Module):
         residual = value_part(config.value_residual.form, layer) if config.value_residual else None
         if residual is not None:
             self.value_parts["residual"] = residual
-        self.output_parts = nn.ModuleDict()
-        if layer >= config.num_layers - config.xsa_last_n:
-            self.output_parts["xsa"] = ExclusiveSelfAttention()
-        if config.attention_gate:
-            self.output_parts["gate"] = AttentionGate(config, config.attention_gate)
+        self.excludes = layer >= config.num_layers - config.xsa_last_n  # exclusive self-attention, PR #287
+        self.gate = AttentionGate(config, config.attention_gate) if config.attention_gate else None
 
-    def forward(self, n: Tensor, context: Context, hooks: Hooks, slot: int) -> Tensor:
-        """Map the normalized input n (B, T, C) to the branch's output (B, T, C)."""
+    def forward(self, n: Tensor, context: Context, hooks: Hooks, slot: int, gain: Tensor) -> Tensor:
+        """Map the normalized input n (B, T, C) to the branch's output (B, T, C), times `gain` (C,)."""
+        kernels = context.kernels
         hooks.show(self.tap, n)
-        flat_q = hooks.adapt(slot, "q", self.c_q(n), n)  # (B, T, C)
-        k = self._heads(hooks.adapt(slot, "k", self.c_k(n), n))  # (B, T, K, D)
-        v = self._heads(hooks.adapt(slot, "v", self.c_v(n), n))
+        flat_q, flat_k, flat_v, *scores = kernels.project(n, self._input_weights(n.dtype))
+        flat_q = hooks.adapt(slot, "q", flat_q, n)  # (B, T, C)
+        k = self._heads(hooks.adapt(slot, "k", flat_k, n))  # (B, T, K, D)
+        v = self._heads(hooks.adapt(slot, "v", flat_v, n))
         for part in self.value_parts.values():
             v = part(v, context)
-        q = rotate(self._normalized(self._heads(flat_q)), context.cos, context.sin)  # (B, T, H, D)
-        k = rotate(self._normalized(k), context.cos, context.sin)
-        if self.q_gain is not None:
-            q = q * self.q_gain.to(q.dtype)[:, None]
-        y = attention(q, k, v, cu_seqlens=context.cu_seqlens, max_seqlen=context.max_seqlen)  # (B, T, H, D)
-        for part in self.output_parts.values():
-            y = part(y, v, n, flat_q)
-        y = y.flatten(2).to(n.dtype)  # (B, T, C)
+        q = kernels.turn_heads(self._heads(flat_q), context.cos, context.sin, self.q_gain, normalize=self.qk_norm)
+        k = kernels.turn_heads(k, context.cos, context.sin, None, normalize=self.qk_norm)
+        y = kernels.attention(q, k, v, cu_seqlens=context.cu_seqlens, max_seqlen=context.max_seqlen)  # (B, T, H, D)
+        gates = None if self.gate is None else self.gate(flat_q, *scores)  # (B, T, H)
+        if self.excludes:
+            y = kernels.exclude(y, v, gates)
+        elif gates is not None:
+            y = y * gates[..., None]
+        y = y.flatten(2)  # (B, T, C)
         hooks.show(f"{self.tap}.proj", y)
-        return hooks.adapt(slot, "o", self.proj(y), n)
+        return hooks.adapt(slot, "o", self.proj(y, gain), n, gain)
 
-    def _normalized(self, heads: Tensor) -> Tensor:
-        return rms_norm(heads) if self.qk_norm else heads
+    def _input_weights(self, dtype: torch.dtype) -> list[Tensor]:
+        """Return the matrices that multiply the input: q's, k's, v's, and the gate's if it reads the input."""
+        weights = [linear.weight_as(dtype) for linear in (self.c_q, self.c_k, self.c_v)]
+        if self.gate is not None and self.gate.reads_input:
+            weights.append(self.gate.weight.to(dtype))
+        return weights
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (-1, self.head_dim))

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from golf.kernels.norm import rms_norm
 from golf.model.attention import Attention
 from golf.model.context import Context
 from golf.model.hooks import Hooks
@@ -35,28 +34,19 @@ class Block(nn.Module):
     def forward(self, streams: Streams, context: Context, hooks: Hooks, visit: Visit) -> Streams:
         """Map the residual stream (B, T, C) to the next."""
         (x,) = streams
-        u = self.mixed(x, context)
-        u = u + self.attention_branch(u, context, hooks, visit)
-        return (u + self.mlp_branch(u, hooks, visit),)
+        u, n = self.enter(x, context)
+        branch = self.attn(n, context, hooks, visit.slot, self.attn_scale)
+        u, n = context.kernels.add_norm(u, branch, scale=self.norm_scale)
+        return (u + self.mlp(n, context, hooks, visit, self.mlp_scale),)
 
-    def mixed(self, x: Tensor, context: Context) -> Tensor:
-        """Return r0 x + r1 x0."""
-        if self.resid_mix is None:
-            return x
-        mix = self.resid_mix.to(x.dtype)
-        return mix[0] * x + mix[1] * context.x0
-
-    def attention_branch(self, u: Tensor, context: Context, hooks: Hooks, visit: Visit) -> Tensor:
-        """Return a Attn(s rms(u))."""
-        if self.first_output is not None:
-            u = self.first_output(u, context)
-        branch: Tensor = self.attn(rms_norm(u) * self.norm_scale, context, hooks, visit.slot)
-        return self.attn_scale.to(u.dtype) * branch
-
-    def mlp_branch(self, u: Tensor, hooks: Hooks, visit: Visit) -> Tensor:
-        """Return m MLP(s rms(u))."""
-        branch: Tensor = self.mlp(rms_norm(u) * self.norm_scale, hooks, visit)
-        return self.mlp_scale.to(u.dtype) * branch
+    def enter(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Return u = r0 x + r1 x0 and what attention reads, s rms(u), both (B, T, C)."""
+        kernels, s = context.kernels, self.norm_scale
+        if self.resid_mix is not None and self.first_output is None:
+            return kernels.mix_norm((x, context.x0), self.resid_mix, scale=s)
+        u = x if self.resid_mix is None else kernels.mix((x, context.x0), self.resid_mix[None])[0]
+        read = u if self.first_output is None else self.first_output(u, context)
+        return u, kernels.norm(read, scale=s)
 
 
 class ParallelBlock(Block):
@@ -65,5 +55,7 @@ class ParallelBlock(Block):
     def forward(self, streams: Streams, context: Context, hooks: Hooks, visit: Visit) -> Streams:
         """Map the residual stream (B, T, C) to the next."""
         (x,) = streams
-        u = self.mixed(x, context)
-        return (u + self.attention_branch(u, context, hooks, visit) + self.mlp_branch(u, hooks, visit),)
+        u, n = self.enter(x, context)
+        both = n if self.first_output is None else context.kernels.norm(u, scale=self.norm_scale)
+        branch = self.attn(n, context, hooks, visit.slot, self.attn_scale)
+        return (u + branch + self.mlp(both, context, hooks, visit, self.mlp_scale),)

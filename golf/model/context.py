@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from golf.kernels.table import Kernels
+
 
 class Context(NamedTuple):
     """One forward's own; constant but for `memory` and `waiting`. B rows, T tokens, N segments, C model dim."""
@@ -13,6 +15,7 @@ class Context(NamedTuple):
     max_seqlen: int
     cos: Tensor  # (T, 1, dims/2)
     sin: Tensor
+    kernels: Kernels
     memory: dict[str, Tensor]  # what earlier visits of this forward left for later ones: first outputs, first values
     waiting: list[Tensor]  # encoder outputs (B, T, C) that decoder visits take, the newest first
     value_embedding: Tensor | None = None  # (B, T, K*D) shared by the layers that add it

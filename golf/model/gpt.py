@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from golf.data.documents import Batch
-from golf.kernels.norm import rms_norm
-from golf.kernels.softcapped_ce import softcap, softcapped_cross_entropy
+from golf.kernels.softcapped_ce import softcap
+from golf.kernels.table import PLAIN, Kernels
 from golf.model.blocks import Block, ParallelBlock, Streams
 from golf.model.context import Context
 from golf.model.hooks import Adapter, Hooks, Observer
@@ -37,9 +37,10 @@ Stage = Callable[[Tensor, Visit, Context], Tensor]  # what happens to the stream
 class GPT(nn.Module):
     """A transformer whose layers are visited in the order of a plan; see ARCHITECTURE.md for its stages."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels = PLAIN) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.kernels = config, kernels
+        self.walk: Callable[[GPT, Context, LayerPlan, Hooks], Tensor] = walk  # or its compiled form
         self.tok_emb = nn.Embedding(config.vocab_size, config.model_dim)
         self.head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size)
         self.stem = nn.ModuleDict()
@@ -75,9 +76,10 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return each target's loss in nats (B, T), float32; `auxiliary` adds what only training minimizes."""
         x = self.states(batch, plan, hooks := Hooks(adapters, observer))
-        losses = softcapped_cross_entropy(self.score(x, plan, hooks), batch.targets, cap=self.config.logit_softcap)
+        logits = self.score(x, plan, hooks)
+        losses = self.kernels.cross_entropy(logits, batch.targets, cap=self.config.logit_softcap)
         if auxiliary and self.multi_token is not None:
-            losses = losses + self.multi_token(x, batch.targets)
+            losses = losses + self.multi_token(x, batch.targets, self.kernels)
         return losses
 
     def logits(
@@ -95,16 +97,8 @@ class GPT(nn.Module):
         return self.score(self.states(batch, plan, hooks), plan, hooks)
 
     def states(self, batch: Batch, plan: LayerPlan, hooks: Hooks) -> Tensor:
-        """Walk the plan; return the normalized final states (B, T, C)."""
-        context = self._context(batch, hooks)
-        streams: Streams = (context.x0,)
-        for visit in plan.visits:
-            if visit.splits:
-                streams = streams * 2
-            streams = _on_first(self.before_block, streams, visit, context)
-            streams = self.blocks[visit.layer](streams, context, hooks, visit)
-            streams = _on_first(self.after_block, streams, visit, context)
-        return rms_norm(self.join(streams))
+        """Return the normalized final states (B, T, C)."""
+        return self.walk(self, self._context(batch, hooks), plan, hooks)
 
     def score(self, x: Tensor, plan: LayerPlan, hooks: Hooks) -> Tensor:
         """Return the logits (B, T, V) of final states (B, T, C)."""
@@ -118,17 +112,31 @@ class GPT(nn.Module):
         follows = self._follows(batch.tokens)
         for part in self.stem.values():
             e = part(e, batch.tokens, follows, hooks)
-        x0 = rms_norm(e) if self.blend is None else self.blend(rms_norm(e), follows)
+        x0 = self.kernels.norm(e)
+        if self.blend is not None:
+            x0 = self.blend(x0, follows)
         values = None if self.value_embedding is None else self.value_embedding(batch.tokens, hooks)
         lanes = None if self.lanes is None else (self.lanes.post, self.lanes.resid)
         table = rotary_table(self.config.rope, batch.tokens.shape[1], e.device)
         cos, sin = (part.to(e.dtype) for part in table)
-        return Context(x0, batch.cu_seqlens, batch.max_seqlen, cos, sin, {}, [], values, lanes)
+        return Context(x0, batch.cu_seqlens, batch.max_seqlen, cos, sin, self.kernels, {}, [], values, lanes)
 
     def _follows(self, tokens: Tensor) -> Tensor:
         """Whether the token before belongs to the same text (B, T): False at row starts and at document starts."""
         own = torch.ones_like(tokens, dtype=torch.bool) if self.config.cross_documents else tokens != self.config.bos_id
         return F.pad(own[:, 1:], (1, 0))
+
+
+def walk(model: GPT, context: Context, plan: LayerPlan, hooks: Hooks) -> Tensor:
+    """Take the embedding through every visit of the plan; return the normalized final states (B, T, C)."""
+    streams: Streams = (context.x0,)
+    for visit in plan.visits:
+        if visit.splits:
+            streams = streams * 2
+        streams = _on_first(model.before_block, streams, visit, context)
+        streams = model.blocks[visit.layer](streams, context, hooks, visit)
+        streams = _on_first(model.after_block, streams, visit, context)
+    return model.kernels.norm(model.join(streams))
 
 
 def _those_on(*parts: Stage | None) -> tuple[Stage, ...]:

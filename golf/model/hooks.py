@@ -32,10 +32,12 @@ class Hooks(NamedTuple):
     adapters: Adapter | None = None
     observer: Observer | None = None
 
-    def adapt(self, slot: int, site: Site, y: Tensor, x: Tensor) -> Tensor:
-        """Return `y` plus the adapter's correction for input `x`."""
+    def adapt(self, slot: int, site: Site, y: Tensor, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Return `y` plus the adapter's correction for input `x`, times `gain` (channels,) where y is scaled by one."""
         delta = None if self.adapters is None else self.adapters.delta(slot, site, x)
-        return y if delta is None else y + delta
+        if delta is None:
+            return y
+        return y + (delta if gain is None else gain.to(delta.dtype) * delta)
 
     def show(self, tap: str, x: Tensor) -> None:
         """Let the observer see `x`."""

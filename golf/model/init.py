@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from golf.kernels.table import PLAIN, Kernels
 from golf.model.gpt import GPT
 from golf.model_config import ModelConfig
 from golf.roles import Role, is_exported, role_of
@@ -15,13 +16,15 @@ _ZERO = ("bigram.table.weight", "head.weight")  # silent at first
 _FIRST = ("attn.c_q.weight", "attn.c_k.weight", "attn.c_v.weight")  # in this order, layer by layer; then the MLPs
 
 
-def build_model(config: ModelConfig, *, seed: int, dtype: torch.dtype, device: torch.device) -> GPT:
+def build_model(
+    config: ModelConfig, *, seed: int, dtype: torch.dtype, device: torch.device, kernels: Kernels = PLAIN
+) -> GPT:
     """Build and initialize a model on the CPU, then move it.
 
     Lookup tables live in `dtype`, which thereby is the dtype of all activations; everything else is float32, but starts
     from values that `dtype` can hold, as the record stacks cast their whole model down and most of it up again.
     """
-    model = GPT(config)
+    model = GPT(config, kernels)
     init_weights(model, torch.Generator().manual_seed(seed))
     for name, parameter in model.named_parameters():
         rounded = parameter.data.to(dtype)
@@ -60,7 +63,7 @@ def count_parameters(model: nn.Module) -> int:
 def _init_gates(parameters: dict[str, nn.Parameter], config: ModelConfig, generator: torch.Generator) -> None:
     std = config.attention_gate.init_std if config.attention_gate else 0.0
     for layer in range(config.num_layers if std else 0):
-        parameters[f"blocks.{layer}.attn.output_parts.gate.weight"].normal_(0.0, std, generator=generator)
+        parameters[f"blocks.{layer}.attn.gate.weight"].normal_(0.0, std, generator=generator)
 
 
 def _drawing_order(config: ModelConfig, parameters: dict[str, nn.Parameter]) -> Iterator[str]:

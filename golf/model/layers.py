@@ -1,5 +1,6 @@
 """The linear map that all stages share."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,14 @@ class Linear(nn.Linear):
         """Return the matrix (out, in) that multiplies the input."""
         return self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return F.linear(x, self.acting_weight().to(x.dtype))
+    def weight_as(self, dtype: torch.dtype, gain: Tensor | None = None) -> Tensor:
+        """Return the matrix (out, in) as `dtype`; a `gain` (out,) of the output is multiplied into its rows before.
+
+        So the gain's gradient is a product of matrices, not a sum over tokens, and the unscaled output is never stored.
+        """
+        weight = self.acting_weight()
+        return (weight if gain is None else gain[:, None] * weight).to(dtype)
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Map (..., in) to (..., out), times `gain` (out,) if there is one."""
+        return F.linear(x, self.weight_as(x.dtype, gain))

@@ -5,8 +5,10 @@ B rows, T tokens, C model dim, F hidden width.
 
 from torch import Tensor, nn
 
+from golf.model.context import Context
 from golf.model.hooks import Hooks
-from golf.model.parts.activation import activation
+from golf.model.layers import Linear
+from golf.model.parts.activation import LeakyReluSquare, activation
 from golf.model.parts.low_rank import LowRank, PassCorrections
 from golf.model.parts.ternary import matrix
 from golf.model.plan import Visit
@@ -30,19 +32,34 @@ class MLP(nn.Module):
             rank, passes = loop.mlp_lora_rank, loop.extra_passes + 1
             self.fc_passes = PassCorrections(dim, width, rank, passes=passes, tap=f"{self.tap}.fc_passes")
             self.proj_passes = PassCorrections(width, dim, rank, passes=passes, tap=f"{self.tap}.proj_passes")
+        whole = isinstance(self.fc, Linear) and self.fc_gate is None and self.fc_passes is None
+        self.is_square = whole and type(self.activation) is LeakyReluSquare  # the records' form, which has a kernel
 
-    def forward(self, n: Tensor, hooks: Hooks, visit: Visit) -> Tensor:
-        """Map the normalized input n (B, T, C) to the branch's output (B, T, C)."""
+    def forward(self, n: Tensor, context: Context, hooks: Hooks, visit: Visit, gain: Tensor) -> Tensor:
+        """Map the normalized input n (B, T, C) to the branch's output (B, T, C), times `gain` (C,)."""
         hooks.show(self.tap, n)
+        y = self._squared(n, context, hooks, gain) if self.is_square else self._general(n, hooks, visit, gain)
+        return hooks.adapt(visit.slot, "mlp", y, n, gain)
+
+    def _squared(self, n: Tensor, context: Context, hooks: Hooks, gain: Tensor) -> Tensor:
+        assert isinstance(self.fc, Linear)
+        assert isinstance(self.proj, Linear)
+        assert isinstance(self.activation, LeakyReluSquare)
+        weights = self.fc.weight_as(n.dtype), self.proj.weight_as(n.dtype, gain)
+        y, hidden = context.kernels.square_mlp(n, *weights, negative_slope=self.activation.negative_slope)
+        hooks.show(f"{self.tap}.proj", hidden)
+        return y
+
+    def _general(self, n: Tensor, hooks: Hooks, visit: Visit, gain: Tensor) -> Tensor:
         z = _apply(self.fc, n, hooks)  # (B, T, F)
         if self.fc_passes is not None:
             z = z + self.fc_passes[visit.pass_index](n, hooks)
         hidden = self.activation(z) if self.fc_gate is None else self.activation(_apply(self.fc_gate, n, hooks)) * z
         hooks.show(f"{self.tap}.proj", hidden)
-        y = _apply(self.proj, hidden, hooks)
+        y = _apply(self.proj, hidden, hooks, gain)
         if self.proj_passes is not None:
-            y = y + self.proj_passes[visit.pass_index](hidden, hooks)
-        return hooks.adapt(visit.slot, "mlp", y, n)
+            y = y + gain.to(y.dtype) * self.proj_passes[visit.pass_index](hidden, hooks)
+        return y
 
     def _map(self, config: ModelConfig, name: str, in_features: int, out_features: int) -> nn.Module:
         if config.mlp_rank:
@@ -50,6 +67,6 @@ class MLP(nn.Module):
         return matrix(config, in_features, out_features)
 
 
-def _apply(linear: nn.Module, x: Tensor, hooks: Hooks) -> Tensor:
-    y: Tensor = linear(x, hooks) if isinstance(linear, LowRank) else linear(x)
+def _apply(linear: nn.Module, x: Tensor, hooks: Hooks, gain: Tensor | None = None) -> Tensor:
+    y: Tensor = linear(x, hooks, gain) if isinstance(linear, LowRank) else linear(x, gain)
     return y

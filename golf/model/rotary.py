@@ -34,16 +34,6 @@ def rotary_frequencies(config: RopeConfig) -> Tensor:
     return frequencies.bfloat16().float() if config.round_to_bfloat16 else frequencies
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channels (j, j + dims/2) of x (B, T, H, D) by the position's angle; other channels pass.
-
-    cos and sin are (T, 1, dims/2) in the dtype of x.
-    """
-    half = cos.shape[-1]
-    u, w, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([u * cos + w * sin, w * cos - u * sin, rest], dim=-1)
-
-
 def _ntk_base(config: RopeConfig, scaling: RopeScalingConfig) -> float:
     """base * (length / trained_len)^(dims / (dims - 2)): the slowest frequency is divided by the ratio."""
     ratio: float = (scaling.length / scaling.trained_len) ** (config.dims / (config.dims - 2))

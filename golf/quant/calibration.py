@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from golf.compilation import uncompiled
 from golf.data.windows import Window, calibration_windows, read_windows
 from golf.distributed import World
 from golf.errors import NumericalFaultError
@@ -97,7 +98,8 @@ def _unit_grams(
 ) -> dict[str, Tensor]:
     observer = GramObserver()
     batch = read_windows(calibration.shards, calibration.units[index], calibration.window_len)
-    model(batch.to(world.device), plan=plan, observer=observer)
+    with uncompiled():
+        model(batch.to(world.device), plan=plan, observer=observer)
     return observer.grams
 
 

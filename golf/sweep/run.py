@@ -71,6 +71,7 @@ def requant(
     """
     manifest = run.checkpoint.manifest
     bench = Workbench.build(run.recipe, run.dataset, world, looping=manifest.looping)
+    log.note(bench.model.kernels.sentence())
     original = checkpoint_weights(run.checkpoint, bench.model.state_dict())
     weights = bench.load(original)
     unquantized = bench.score(log, "evaluate unquantized")

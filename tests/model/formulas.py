@@ -129,7 +129,7 @@ class Formulas:
                     if layer >= config.num_layers - config.xsa_last_n:
                         out = out - (out @ v[t]) / (v[t] @ v[t]) * v[t]
                     if config.attention_gate:
-                        weight = own["attn.output_parts.gate.weight"][head]
+                        weight = own["attn.gate.weight"][head]
                         dot = weight @ n[t][: config.attention_gate.window]
                         out = torch.sigmoid(config.attention_gate.scale * dot) * out
                     y[t, mine] = out

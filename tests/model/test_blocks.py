@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from golf.kernels.norm import rms_norm
+from golf.kernels.table import PLAIN
 from golf.model.blocks import Block, ParallelBlock
 from golf.model.context import Context
 from golf.model.hooks import Hooks
@@ -15,14 +16,14 @@ VISIT = Visit(slot=2, layer=2, pass_index=0, pushes=False, skip_row=None)
 
 def test_a_parallel_block_adds_both_branches_of_one_input(monkeypatch: pytest.MonkeyPatch) -> None:
     block = ParallelBlock(pico_recipe().model, 2)
-    monkeypatch.setattr(block.attn, "forward", lambda n, *rest: 2 * n)
-    monkeypatch.setattr(block.mlp, "forward", lambda n, *rest: 3 * n)
+    monkeypatch.setattr(block.attn, "forward", lambda n, *rest: 2 * rest[-1] * n)
+    monkeypatch.setattr(block.mlp, "forward", lambda n, *rest: 3 * rest[-1] * n)
     assert block.resid_mix is not None
     for parameter in (block.attn_scale, block.mlp_scale, block.resid_mix):
         parameter.data = torch.randn(parameter.shape)
     x, x0 = torch.randn(2, 4, 32), torch.randn(2, 4, 32)
     empty = torch.empty(0)
-    (found,) = block((x,), Context(x0, empty, 4, empty, empty, {}, []), Hooks(), VISIT)
+    (found,) = block((x,), Context(x0, empty, 4, empty, empty, PLAIN, {}, []), Hooks(), VISIT)
     x_in = block.resid_mix[0] * x + block.resid_mix[1] * x0
     u = rms_norm(x_in) / 3**0.5
     torch.testing.assert_close(found, x_in + block.attn_scale * 2 * u + block.mlp_scale * 3 * u)

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from golf.model.gpt import GPT
@@ -67,7 +69,7 @@ def operations(model: GPT, adapters: Deltas | None = None, observer: Shown | Non
 def test_without_hooks_a_forward_runs_the_operations_of_one_that_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pico_model(RECIPE)
     hooked = operations(model)
-    monkeypatch.setattr(Hooks, "adapt", lambda self, slot, site, y, x: y)
+    monkeypatch.setattr(Hooks, "adapt", lambda self, slot, site, y, x, gain=None: y)
     monkeypatch.setattr(Hooks, "show", lambda self, tap, x: None)
     assert hooked == operations(model)
     assert len(hooked) > 300
@@ -141,6 +143,20 @@ def test_a_delta_acts_on_its_own_slot_and_site(slot: int, site: Site) -> None:
 
 
 @torch.no_grad()
+def test_a_delta_of_a_branch_is_scaled_as_the_branch_is() -> None:
+    model, batch = pico_model(RECIPE), pico_batch(2, 23)
+    outputs: list[Tensor] = []
+    handle = model.blocks[-1].register_forward_hook(lambda _, __, out: outputs.append(*out))
+    last = PLAN.visits[-1]
+    for adapter in (None, Deltas(0.7, at=(last.slot, "mlp"))):
+        model(batch, plan=PLAN, adapters=adapter)
+    handle.remove()
+    scale = model.get_parameter(f"blocks.{last.layer}.mlp_scale")
+    torch.testing.assert_close(outputs[1] - outputs[0], (0.7 * scale).expand_as(outputs[0]))
+    assert float(scale.std()) > 0.01
+
+
+@torch.no_grad()
 def test_a_delta_at_the_head_is_added_to_the_logits() -> None:
     model, batch = pico_model(RECIPE), pico_batch(2, 23)
     plain = model.raw_logits(batch, plan=PLAN)
@@ -162,23 +178,40 @@ def test_every_matrixs_input_is_shown_at_its_width_once_a_visit() -> None:
     assert observer.widths == expected
 
 
+class Products(TorchFunctionMode):
+    """Notes the input and the matrix of every linear map."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            self.made.append((args[0], args[1]))
+        return func(*args, **(kwargs or {}))
+
+
 @torch.no_grad()
 def test_what_is_shown_is_what_the_matrix_multiplies() -> None:
     model, batch = pico_model(RECIPE), pico_batch(2, 23)
     seen: dict[str, Tensor] = {}
-    fed: dict[str, Tensor] = {}
 
     class Keep:
         def see(self, tap: str, x: Tensor) -> None:
             seen[tap] = x
 
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, args, name=name: fed.__setitem__(f"{name}.weight", args[0]))
-    model(batch, plan=PLAN, observer=Keep())
-    assert len(fed) == 4 * 6 + 2
-    assert all(torch.equal(seen[tap_of(name)], x) for name, x in fed.items())
-    torch.testing.assert_close(seen["head"] @ model.tok_emb.weight.T, model.raw_logits(batch, plan=PLAN))
+    products = Products()
+    with products:
+        model(batch, plan=PLAN, observer=Keep())
+    weights = dict(model.named_parameters())
+    roles = {name: role_of(name, weight.ndim) for name, weight in weights.items()}
+    names = [name for name, role in roles.items() if role.is_matrix or role is Role.EMBED]
+    assert len(names) == 4 * 6 + 2 + 1
+    for name in names:
+        block, _, part = name.rpartition(".proj.weight")[0].rpartition(".")
+        gain = weights.get(f"{block}.{part}_scale")  # is multiplied into the matrix before
+        acting = weights[name] if gain is None else gain[:, None] * weights[name]
+        fed = [x for x, matrix in products.made if torch.equal(matrix, acting)]
+        assert torch.equal(seen[tap_of(name)], fed[-1]), name  # of the last visit
 
 
 @pytest.mark.parametrize(

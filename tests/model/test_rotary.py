@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from golf.errors import UsageError
-from golf.model.rotary import rotary_table, rotate
+from golf.kernels.turn_heads import rotate
+from golf.model.rotary import rotary_table
 from golf.part_config import RopeConfig, RopeScalingConfig
 
 CPU = torch.device("cpu")

@@ -31,7 +31,7 @@ SAME = {  # our name: the reference's
 
 
 def reference_name(name: str) -> str:
-    return SAME.get(name, name.replace("output_parts.gate.weight", "attn_gate_w"))
+    return SAME.get(name, name.replace("attn.gate.weight", "attn.attn_gate_w"))
 
 
 def config_of(values: dict[str, Any], tensors: dict[str, Tensor]) -> ModelConfig:

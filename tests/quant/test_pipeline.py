@@ -125,7 +125,7 @@ def test_queries_keys_and_values_rounded_together_are_what_they_are_rounded_apar
 def test_tables_and_gates_are_rounded_to_nearest_over_their_absmax() -> None:
     weights = model_weights()
     stored = quantize_weights(weights, hessians(), RECIPE.quant)
-    for name in ("stem.bigram.table.weight", "blocks.1.attn.output_parts.gate.weight"):
+    for name in ("stem.bigram.table.weight", "blocks.1.attn.gate.weight"):
         scale, value = absmax_scale(weights[name], levels=127), stored[name]
         assert isinstance(value, QuantizedTensor)
         assert torch.equal(value.codes, quantize(weights[name], scale, 127))
@@ -244,9 +244,7 @@ def test_the_unit_floor_holds_for_what_gptq_and_rounding_to_nearest_store() -> N
     weights = {name: weight * 0.01 for name, weight in model_weights().items()}
     stored = quantize_weights(weights, hessians(), with_options(scale_floor="unit"))
     assert set(quantized(stored["blocks.0.attn.c_q.weight"]).scale.tolist()) == {torch.tensor(1 / 15).half().item()}
-    assert set(quantized(stored["blocks.1.attn.output_parts.gate.weight"]).scale.tolist()) == {
-        torch.tensor(1 / 127).half().item()
-    }
+    assert set(quantized(stored["blocks.1.attn.gate.weight"]).scale.tolist()) == {torch.tensor(1 / 127).half().item()}
 
 
 @pytest.mark.parametrize("off", [0, 1])
@@ -337,7 +335,7 @@ def test_a_factor_without_the_other_is_refused(which: int) -> None:
 
 def test_factors_of_no_matrix_are_refused() -> None:
     stored = quantize_weights(model_weights(), hessians(), RECIPE.quant)
-    stored["other.lqer_left"] = stored["blocks.1.attn.output_parts.gate.weight"]
+    stored["other.lqer_left"] = stored["blocks.1.attn.gate.weight"]
     with pytest.raises(ValueError, match=r"differ in \['other\.lqer_left'\]"):
         dequantize_weights(stored, model_weights())
 
@@ -345,7 +343,7 @@ def test_factors_of_no_matrix_are_refused() -> None:
 def test_factors_of_a_vector_that_do_not_fit_it_are_refused() -> None:
     stored = quantize_weights(model_weights(), hessians(), RECIPE.quant)
     for factor in factor_names("blocks.0.attn_scale"):
-        stored[factor] = stored["blocks.1.attn.output_parts.gate.weight"]
+        stored[factor] = stored["blocks.1.attn.gate.weight"]
     with pytest.raises(ValueError, match="do not correct"):
         dequantize_weights(stored, model_weights())
 

@@ -7,6 +7,8 @@ from golf.model.context import Context
 from golf.model.plan import Visit
 from golf.part_config import CarryConfig, LoopConfig
 
+_TOGETHER = 3  # first passes that are added in one sum; one sum takes four streams
+
 
 class Carry(nn.Module):
     """Later passes of looped layer l: x <- beta_l y + sum_j alpha_lj (first pass's output of layer j, detached)."""
@@ -32,10 +34,14 @@ class Carry(nn.Module):
             context.memory[_key(visit.layer)] = y.detach()
             return y
         row = visit.layer - self.layers.start
-        alpha = self.recur_alpha[row].to(y.dtype)
         first = [context.memory[_key(layer)] for layer in self.layers]
-        carried = torch.stack([a * x for a, x in zip(alpha, first, strict=True)]).sum(0)
-        return self.recur_beta[row].to(y.dtype) * y + carried
+        kept = self.recur_beta[row]
+        for start in range(0, len(first), _TOGETHER):
+            taken = self.recur_alpha[row, start : start + _TOGETHER]
+            weights = torch.cat([kept[None], taken])[None, :, None].expand(-1, -1, y.shape[-1])
+            (y,) = context.kernels.mix((y, *first[start : start + _TOGETHER]), weights)
+            kept = torch.ones_like(kept)
+        return y
 
 
 def _key(layer: int) -> str:

@@ -9,7 +9,7 @@ from golf.part_config import GateConfig
 
 
 class AttentionGate(nn.Module):
-    """y_h <- gain * sigmoid(scale * w_h . z[:window] + b_h) * y_h, one number a head and token; w starts near zero.
+    """g_h = gain * sigmoid(scale * w_h . z[:window] + b_h), one number a head and token; w starts near zero.
 
     z is the attention's normalized input, or the projected query before it is normalized.
     """
@@ -20,10 +20,16 @@ class AttentionGate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(config.num_heads, part.window))
         self.bias = None if part.bias is None else nn.Parameter(torch.full((config.num_heads,), part.bias))
 
-    def forward(self, y: Tensor, v: Tensor, n: Tensor, q: Tensor) -> Tensor:
-        """Return the gated heads y (B, T, H, D); n and q (B, T, C) are the attention's input and projected query."""
-        z = (n if self.part.source == "input" else q)[..., : self.part.window]
-        logits = self.part.scale * F.linear(z, self.weight.to(z.dtype))  # (B, T, H)
+    @property
+    def reads_input(self) -> bool:
+        """Whether z is the input, whose product with `weight` attention takes along with its own."""
+        return self.part.source == "input"
+
+    def forward(self, q: Tensor, scores: Tensor | None = None) -> Tensor:
+        """Return the gates (B, T, H) from `scores` w z (B, T, H), or else from the projected query q (B, T, C)."""
+        if scores is None:
+            scores = F.linear(q[..., : self.part.window], self.weight.to(q.dtype))
+        logits = self.part.scale * scores
         if self.bias is not None:
-            logits = logits + self.bias.to(z.dtype)
-        return y * (self.part.gain * torch.sigmoid(logits))[..., None]
+            logits = logits + self.bias.to(logits.dtype)
+        return self.part.gain * torch.sigmoid(logits)

@@ -30,13 +30,12 @@ class LaneBlock(Block):
         """Map the lanes (p, q), each (B, T, C), to the next."""
         assert context.lanes is not None
         p, q = streams
-        post, resid = (weight[self.layer].to(p.dtype) for weight in context.lanes)
-        a = self.attention_branch(self.mixed(p, context), context, hooks, visit)
-        m = self.mlp_branch(q, hooks, visit)
-        return (
-            resid[0] * p + post[0, 0] * a + post[1, 0] * m,
-            resid[1] * q + post[0, 1] * a + post[1, 1] * m,
-        )
+        _, n = self.enter(p, context)
+        a = self.attn(n, context, hooks, visit.slot, self.attn_scale)
+        m = self.mlp(context.kernels.norm(q, scale=self.norm_scale), context, hooks, visit, self.mlp_scale)
+        post, resid = (weight[self.layer] for weight in context.lanes)
+        weights = torch.cat([torch.diag(resid), post.T], dim=1)  # (lane, p or q or a or m)
+        return context.kernels.mix((p, q, a, m), weights[..., None].expand(-1, -1, p.shape[-1]))
 
 
 def join_lanes(streams: Streams, final: Literal["mean", "attn", "mlp"]) -> Tensor:

@@ -15,12 +15,12 @@ class LowRank(nn.Module):
         self.down = Linear(in_features, rank)
         self.up = Linear(rank, out_features)
 
-    def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
-        """Map (..., in) to (..., out)."""
+    def forward(self, x: Tensor, hooks: Hooks, gain: Tensor | None = None) -> Tensor:
+        """Map (..., in) to (..., out), times `gain` (out,) if there is one."""
         hooks.show(self.tap, x)
         thin = self.down(x)
         hooks.show(f"{self.tap}.up", thin)
-        wide: Tensor = self.up(thin)
+        wide: Tensor = self.up(thin, gain)
         return wide
 
 

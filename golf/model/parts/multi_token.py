@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from golf.kernels.softcapped_ce import softcapped_cross_entropy
+from golf.kernels.table import Kernels
 from golf.model.layers import Linear
 from golf.model_config import ModelConfig
 from golf.part_config import MultiTokenConfig
@@ -18,7 +18,7 @@ class MultiTokenHeads(nn.Module):
         self.part, self.cap, self.bos_id = part, config.logit_softcap, config.bos_id
         self.heads = nn.ModuleList(Linear(config.model_dim, config.vocab_size) for _ in range(part.heads))
 
-    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, x: Tensor, targets: Tensor, kernels: Kernels) -> Tensor:
         """Return what to add to the losses (B, T), so that their mean gains weight * mean over heads of their means.
 
         x (B, T, C) is the normalized final state. A head is not asked beyond the row, nor beyond the target that
@@ -30,6 +30,6 @@ class MultiTokenHeads(nn.Module):
             inside = inside & (F.pad(targets[:, k - 1 :], (0, k - 1)) != self.bos_id)
             inside[:, -k:] = False
             ahead = F.pad(targets[:, k:], (0, k))
-            losses = torch.where(inside, softcapped_cross_entropy(head(x), ahead, cap=self.cap), 0.0)
+            losses = torch.where(inside, kernels.cross_entropy(head(x), ahead, cap=self.cap), 0.0)
             extra = extra + losses * (targets.numel() / inside.sum().clamp_min(1))
         return self.part.weight / len(self.heads) * extra

@@ -17,14 +17,17 @@ class Skips(nn.Module):
 
     def forward(self, x: Tensor, visit: Visit, context: Context) -> Tensor:
         """Merge the newest waiting output into the stream x (B, T, C) that a decoder visit reads."""
-        return x if visit.skip_row is None else self.merge(x, context.waiting.pop(), visit.skip_row)
+        if visit.skip_row is None:
+            return x
+        return context.kernels.mix((x, context.waiting.pop()), self.shares(visit.skip_row)[None])[0]
 
-    def merge(self, x: Tensor, waiting: Tensor, row: int) -> Tensor:
-        """Return the mix of x and `waiting` (B, T, C)."""
-        s = self.weights[row].to(x.dtype) * waiting
+    def shares(self, row: int) -> Tensor:
+        """Return how much of x and of the waiting output goes on, (2, C)."""
+        weight = self.weights[row]
         if self.gates is None:
-            return x + s
-        return torch.lerp(s, x, torch.sigmoid(self.gates[row].to(x.dtype)))
+            return torch.stack([torch.ones_like(weight), weight])
+        kept = torch.sigmoid(self.gates[row])
+        return torch.stack([kept, (1 - kept) * weight])
 
 
 def let_wait(x: Tensor, visit: Visit, context: Context) -> Tensor:

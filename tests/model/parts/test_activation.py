@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from golf.kernels.table import PLAIN
+from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.mlp import MLP
 from golf.model.plan import plan_layers
@@ -10,14 +12,18 @@ from tests.pico import pico_model, pico_recipe
 
 
 def case(*overrides: str) -> tuple[MLP, Tensor, dict[str, Tensor], Tensor]:
-    """The second layer's MLP, an input, its weights in float64, and what it puts out."""
+    """The second layer's MLP, an input, its weights in float64 (the last with the gain), and what it puts out."""
     model = pico_model(pico_recipe(*overrides))
     mlp = model.get_submodule("blocks.1.mlp")
     assert isinstance(mlp, MLP)
     n = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     weights = {name: p.detach().double() for name, p in mlp.named_parameters()}
+    empty = torch.empty(0)
+    context = Context(empty, empty, 5, empty, empty, PLAIN, {}, [])
+    gain = torch.randn(32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        out = mlp(n, Hooks(), plan_layers(model.config, looping=False).visits[1])
+        out = mlp(n, context, Hooks(), plan_layers(model.config, looping=False).visits[1], gain)
+    weights["proj.weight"] = gain.double()[:, None] * weights["proj.weight"]
     return mlp, n.double(), weights, out.double()
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from golf.kernels.table import PLAIN
 from golf.model.context import Context
 from golf.model.parts.carry import Carry
 from golf.model.plan import Visit, plan_layers
@@ -23,7 +24,7 @@ def visit(layer: int, pass_index: int) -> Visit:
 
 def remembering(memory: dict[str, torch.Tensor]) -> Context:
     unused: Any = None
-    return Context(unused, unused, 1, unused, unused, memory, [])
+    return Context(unused, unused, 1, unused, unused, PLAIN, memory, [])
 
 
 def test_a_first_pass_goes_on_unchanged_and_is_remembered_without_its_graph() -> None:

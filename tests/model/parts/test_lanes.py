@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from golf.kernels.norm import rms_norm
+from golf.kernels.table import PLAIN
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.parts.lanes import LaneBlock, join_lanes
@@ -20,8 +21,8 @@ def test_a_block_reads_attention_from_the_first_lane_and_the_mlp_from_the_second
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     block = LaneBlock(RECIPE.model, 3)
-    monkeypatch.setattr(block.attn, "forward", lambda n, *rest: 2 * n)
-    monkeypatch.setattr(block.mlp, "forward", lambda n, *rest: 3 * n)
+    monkeypatch.setattr(block.attn, "forward", lambda n, *rest: 2 * rest[-1] * n)
+    monkeypatch.setattr(block.mlp, "forward", lambda n, *rest: 3 * rest[-1] * n)
     assert block.resid_mix is not None
     generator = torch.Generator().manual_seed(1)
     for parameter in (block.attn_scale, block.mlp_scale, block.resid_mix):
@@ -29,7 +30,7 @@ def test_a_block_reads_attention_from_the_first_lane_and_the_mlp_from_the_second
     p, q, x0 = (torch.randn(2, 4, 32, generator=generator) for _ in range(3))
     post, resid = torch.randn(4, 2, 2, generator=generator), torch.randn(4, 2, generator=generator)
     unused: Any = None
-    context = Context(x0, unused, 16, unused, unused, {}, [], lanes=(post, resid))
+    context = Context(x0, unused, 16, unused, unused, PLAIN, {}, [], lanes=(post, resid))
     new_p, new_q = block((p, q), context, Hooks(), PLAN.visits[-1])
     s = (3 + 1) ** -0.5
     a = block.attn_scale * 2 * s * rms_norm(block.resid_mix[0] * p + block.resid_mix[1] * x0)

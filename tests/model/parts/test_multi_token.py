@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from golf.kernels.table import PLAIN
 from golf.model.parts.multi_token import MultiTokenHeads
 from golf.model.plan import plan_layers
 from golf.part_config import MultiTokenConfig
@@ -38,7 +39,7 @@ def test_the_mean_gains_the_weighted_mean_of_the_heads_means() -> None:
         ]
         means.append(sum(asked) / len(asked))
     expected = 0.3 * sum(means) / 2
-    torch.testing.assert_close(float(part(x, TARGETS).mean()), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(float(part(x, TARGETS, PLAIN).mean()), expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def test_nothing_behind_the_next_document_start_is_asked() -> None:
     part, x = case(heads=3)
     other = TARGETS.clone()
     other[0, 3:] = 20  # the second document of the first row
-    assert torch.equal(part(x, other)[0, :2], part(x, TARGETS)[0, :2])
+    assert torch.equal(part(x, other, PLAIN)[0, :2], part(x, TARGETS, PLAIN)[0, :2])
 
 
 def test_only_training_sees_them() -> None:

@@ -2,6 +2,7 @@
 
 import torch
 
+from golf.kernels.table import PLAIN
 from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.parts.value_embedding import AddValueEmbedding, ValueEmbedding
@@ -31,6 +32,6 @@ def test_the_layers_scale_multiplies_what_is_added_to_each_head() -> None:
     add = AddValueEmbedding()
     add.scale.fill_(-2.0)
     empty = torch.empty(0)
-    found = add(v, Context(empty, empty, 3, empty, empty, {}, [], shared))
+    found = add(v, Context(empty, empty, 3, empty, empty, PLAIN, {}, [], shared))
     torch.testing.assert_close(found[:, :, 0], v[:, :, 0] - 2 * shared[..., :8])
     torch.testing.assert_close(found[:, :, 1], v[:, :, 1] - 2 * shared[..., 8:])

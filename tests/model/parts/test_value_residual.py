@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from golf.kernels.table import PLAIN
 from golf.model.context import Context
 from golf.model.parts.value_residual import (
     AddFirstValues,
@@ -20,7 +21,7 @@ from tests.pico import pico_batch, pico_model, pico_recipe
 
 def empty_context() -> Context:
     unused: Any = None
-    return Context(unused, unused, 1, unused, unused, {}, [])
+    return Context(unused, unused, 1, unused, unused, PLAIN, {}, [])
 
 
 def first_and_later() -> tuple[Context, Tensor, Tensor]:

@@ -1,0 +1,37 @@
+"""torch.compile over a model: block by block, or the whole walk over the plan as one graph; and a count of its graphs.
+
+What is compiled keeps its parameters, so weights may be swapped in place. Shapes are static: a graph serves one batch
+size, one plan and one length of `cu_seqlens`. Calibration looks into the forward and therefore runs it uncompiled.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch._dynamo.utils import counters
+
+from golf.model.gpt import GPT, walk
+
+Compile = Literal["off", "block", "model"]
+
+
+def compile_model(model: GPT, how: Compile, *, backend: str = "inductor") -> None:
+    """Compile the forward of `model` in place; nothing is built before its first use."""
+    if how == "block":
+        for block in model.blocks:
+            block.compile(fullgraph=True, dynamic=False, backend=backend)
+    elif how == "model":
+        model.walk = torch.compile(walk, fullgraph=True, dynamic=False, backend=backend)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what is compiled as plain Python for a while."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def count_graphs() -> int:
+    """Return how many graphs this process has compiled so far; a rise after priming is a recompile."""
+    return int(counters["stats"]["unique_graphs"])

@@ -1,0 +1,165 @@
+"""Which form of each operation a model computes with: plain PyTorch on any device, fused kernels on a GPU.
+
+The plain forms are the specification. A model is built with one table and hands it to its parts with every forward, so
+no part asks where it runs, and a test, a benchmark or a recipe can exchange one entry.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from golf.kernels.attention import attention
+from golf.kernels.exclude import fused_exclude, plain_exclude
+from golf.kernels.flash import AttentionChoice, choose_attention
+from golf.kernels.jit import HAS_TRITON
+from golf.kernels.mix import (
+    fused_add_norm,
+    fused_mix,
+    fused_mix_norm,
+    plain_add_norm,
+    plain_mix,
+    plain_mix_norm,
+)
+from golf.kernels.norm import fused_norm, plain_norm
+from golf.kernels.project import fused_project, plain_project
+from golf.kernels.softcapped_ce import fused_softcapped_cross_entropy, softcapped_cross_entropy
+from golf.kernels.square_mlp import fused_square_mlp, plain_square_mlp
+from golf.kernels.turn_heads import fused_turn_heads, plain_turn_heads
+
+KernelChoice = Literal["auto", "plain"]
+
+
+class AttentionFunction(Protocol):
+    """See `golf.kernels.attention`."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor: ...
+
+
+class NormFunction(Protocol):
+    """See `golf.kernels.norm`."""
+
+    def __call__(self, x: Tensor, *, scale: float = 1.0) -> Tensor: ...
+
+
+class MixFunction(Protocol):
+    """See `golf.kernels.mix`."""
+
+    def __call__(self, streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]: ...
+
+
+class MixNormFunction(Protocol):
+    """See `golf.kernels.mix`."""
+
+    def __call__(self, streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor]: ...
+
+
+class AddNormFunction(Protocol):
+    """See `golf.kernels.mix`."""
+
+    def __call__(self, x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]: ...
+
+
+class ProjectFunction(Protocol):
+    """See `golf.kernels.project`."""
+
+    def __call__(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]: ...
+
+
+class TurnFunction(Protocol):
+    """See `golf.kernels.turn_heads`."""
+
+    def __call__(self, heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool) -> Tensor: ...
+
+
+class ExcludeFunction(Protocol):
+    """See `golf.kernels.exclude`."""
+
+    def __call__(self, y: Tensor, v: Tensor, gates: Tensor | None) -> Tensor: ...
+
+
+class SquareMlpFunction(Protocol):
+    """See `golf.kernels.square_mlp`."""
+
+    def __call__(self, n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]: ...
+
+
+class CrossEntropyFunction(Protocol):
+    """See `golf.kernels.softcapped_ce`."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, *, cap: float | None, rounds: bool = False) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """One form of every operation, and what to call them all."""
+
+    attention: AttentionFunction
+    norm: NormFunction
+    mix: MixFunction
+    mix_norm: MixNormFunction
+    add_norm: AddNormFunction
+    project: ProjectFunction
+    turn_heads: TurnFunction
+    exclude: ExcludeFunction
+    square_mlp: SquareMlpFunction
+    cross_entropy: CrossEntropyFunction
+    description: str
+    attention_description: str
+
+    def names(self) -> dict[str, str]:
+        """Say what computes, for the console and for the record of a run."""
+        return {"kernels": self.description, "attention": self.attention_description}
+
+    def sentence(self) -> str:
+        """Say it in one line."""
+        return ", ".join(f"{key}: {value}" for key, value in self.names().items())
+
+
+PLAIN = Kernels(
+    attention=attention,
+    norm=plain_norm,
+    mix=plain_mix,
+    mix_norm=plain_mix_norm,
+    add_norm=plain_add_norm,
+    project=plain_project,
+    turn_heads=plain_turn_heads,
+    exclude=plain_exclude,
+    square_mlp=plain_square_mlp,
+    cross_entropy=softcapped_cross_entropy,
+    description="plain PyTorch",
+    attention_description="padded segments through PyTorch's scaled_dot_product_attention",
+)
+
+
+def choose_kernels(
+    device: torch.device, dtype: torch.dtype, *, wanted: KernelChoice = "auto", attention: AttentionChoice = "auto"
+) -> Kernels:
+    """Return the table for activations of `dtype` on `device`: fused kernels on CUDA unless "plain" ones are `wanted`.
+
+    Raises EnvironmentUnfitError for an attention that is not installed.
+    """
+    backend = choose_attention(device, dtype, wanted=attention)
+    fuses = device.type == "cuda" and HAS_TRITON and wanted == "auto"
+    chosen = fused_kernels() if fuses else PLAIN
+    return replace(chosen, attention=backend.function, attention_description=backend.description)
+
+
+def fused_kernels() -> Kernels:
+    """Return the table of fused kernels with the plain attention, for CUDA or for Triton's interpreter."""
+    return Kernels(
+        attention=attention,
+        norm=fused_norm,
+        mix=fused_mix,
+        mix_norm=fused_mix_norm,
+        add_norm=fused_add_norm,
+        project=fused_project,
+        turn_heads=fused_turn_heads,
+        exclude=fused_exclude,
+        square_mlp=fused_square_mlp,
+        cross_entropy=fused_softcapped_cross_entropy,
+        description="fused Triton kernels",
+        attention_description=PLAIN.attention_description,
+    )

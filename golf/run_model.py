@@ -1,0 +1,23 @@
+"""The model of a recipe as a run computes with it: its kernels chosen, compiled if the recipe wants it."""
+
+import torch
+
+from golf.compilation import compile_model
+from golf.config import Recipe
+from golf.distributed import World
+from golf.kernels.table import choose_kernels
+from golf.model.gpt import GPT
+from golf.model.init import build_model
+
+
+def build_run_model(recipe: Recipe, world: World) -> GPT:
+    """Build the model with its first weights on this rank's device.
+
+    Raises EnvironmentUnfitError if the recipe names an attention that is not installed.
+    """
+    world.limit_threads(recipe.run.cpu_threads)
+    dtype = getattr(torch, recipe.run.dtype)
+    kernels = choose_kernels(world.device, dtype, wanted=recipe.run.kernels, attention=recipe.run.attention)
+    model = build_model(recipe.model, seed=recipe.run.seed, dtype=dtype, device=world.device, kernels=kernels)
+    compile_model(model, recipe.run.compile)
+    return model
