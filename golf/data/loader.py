@@ -20,8 +20,6 @@ from golf.data.documents import Batch, segment_rows, whole_rows
 from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
 
-CU_BUCKET = 64  # lengths of cu_seqlens are multiples of this, so compiled code sees few of them
-
 
 class Stream(Protocol):
     """Where the tokens of every segment lie."""
@@ -127,14 +125,12 @@ class Loader:
         tokens = torch.from_numpy(rows[:, :-1].copy())  # (B, T)
         targets = torch.from_numpy(rows[:, 1:].copy())  # (B, T)
         cu_seqlens = self._boundaries(tokens)
-        if torch.cuda.is_available():  # the pinned allocator reuses its blocks, and only after their copies are done
-            tokens, targets, cu_seqlens = tokens.pin_memory(), targets.pin_memory(), cu_seqlens.pin_memory()
-        return Batch(tokens, targets, cu_seqlens, self._max_doc_len or tokens.shape[1])
+        return Batch(tokens, targets, cu_seqlens, self._max_doc_len or tokens.shape[1]).pinned()
 
     def _boundaries(self, tokens: Tensor) -> Tensor:
         if not self._cross_documents:
-            return segment_rows(tokens, bos_id=self._bos_id, max_doc_len=self._max_doc_len, bucket=CU_BUCKET)
-        return whole_rows(*tokens.shape, max_doc_len=self._max_doc_len, bucket=CU_BUCKET)
+            return segment_rows(tokens, bos_id=self._bos_id, max_doc_len=self._max_doc_len)
+        return whole_rows(*tokens.shape, max_doc_len=self._max_doc_len)
 
 
 def _reading_thread() -> ThreadPoolExecutor:

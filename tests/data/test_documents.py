@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from golf.data.documents import Batch, build_cu_seqlens, document_ranges, segment_rows
+from golf.data.documents import Batch, boundary_bucket, build_cu_seqlens, document_ranges, segment_rows
 from golf.errors import UsageError
 
 
@@ -46,8 +46,15 @@ def test_boundaries_are_padded_to_the_bucket(count: int) -> None:
 
 def test_every_row_and_every_document_start_begins_a_segment() -> None:
     tokens = torch.tensor([[7, 7, 1, 7, 7], [7, 7, 7, 7, 7], [1, 7, 7, 7, 1]])
-    cu_seqlens = segment_rows(tokens, bos_id=1, max_doc_len=4, bucket=4)
-    assert cu_seqlens.tolist() == [0, 2, 5, 9, 10, 14, 15, 15]
+    cu_seqlens = segment_rows(tokens, bos_id=1, max_doc_len=4)
+    assert cu_seqlens.tolist() == [0, 2, 5, 9, 10, 14, *58 * [15]]
+
+
+def test_long_rows_have_one_length_of_boundaries_as_long_as_documents_are_not_very_short() -> None:
+    assert [boundary_bucket(tokens) for tokens in (1, 24_576, 65_536, 98_304, 786_432)] == [64, 64, 192, 256, 2048]
+    for length in (400, 700, 98_304):
+        tokens = (torch.arange(98_304) % length == 0).long()[None]
+        assert len(segment_rows(tokens, bos_id=1, max_doc_len=2048)) == 256
 
 
 def test_segmenting_leaves_the_tokens_alone() -> None:
