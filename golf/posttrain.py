@@ -41,10 +41,10 @@ def rehearse(recipe: Recipe, dataset: Dataset, world: World, log: Log) -> None:
     _rehearse_backward(bench)
     short = _sliver(recipe.quant)
     weights = bench.load(_stirred(bench.model.state_dict()))
-    outcome = bench.quantize(weights, bench.hessians(log, short), short, limit_batches=1)
+    outcome = bench.quantize(weights, bench.hessians(log, short), short, limit_batches=1, quick=True)
     _values(bench, outcome.score, limit_batches=1)
     byte_ledger(outcome.artifact)
-    log.event("rehearsal", seconds=round(time.perf_counter() - started, 3), artifact_bytes=len(outcome.artifact))
+    log.event("rehearsal", seconds=round(time.perf_counter() - started, 3))
 
 
 def finish(
@@ -92,6 +92,7 @@ def finish(
         "artifact": {"file": folder.artifact.name, "sha256": sha256_bytes(outcome.artifact), **ledger.to_dict()},
         "posttrain_seconds": time.perf_counter() - started,
         "peak_memory_bytes": peak_memory(world),
+        **bench.model.kernels.names(),
         "versions": versions(),
     }
     if unbuilt:

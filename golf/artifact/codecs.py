@@ -15,14 +15,18 @@ from golf.errors import EnvironmentUnfitError, UsageError
 CAP = 256 * 2**20  # bytes; no stream and no artifact may unpack to more
 
 # Literal context bits cost 1 % on quantized codes and matches are rare, so a large dictionary would only cost memory.
-_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0, "dict_size": 2**23}]
+_LZMA_FORM = {"id": lzma.FILTER_LZMA2, "lc": 0, "pb": 0, "dict_size": 2**23}
+_LZMA_FILTERS = [{**_LZMA_FORM, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
-def compress(codec: str, data: bytes) -> bytes:
-    """Compress `data`; the same bytes every time. Raises UsageError for an unknown codec."""
+def compress(codec: str, data: bytes, *, quick: bool = False) -> bytes:
+    """Compress `data`; the same bytes every time. Raises UsageError for an unknown codec.
+
+    `quick` takes the least effort for a stream of the same form, for when its size does not matter.
+    """
     if codec not in CODECS:
         raise UsageError(f"no codec {codec!r}; there are {', '.join(CODECS)}")
-    return CODECS[codec][0](data)
+    return CODECS[codec][0](data, quick)
 
 
 def decompress(codec: str, data: bytes, *, size: int) -> bytes:
@@ -60,8 +64,8 @@ def byte_unshuffle(data: bytes, stride: int = 2) -> bytes:
     return bytes(plain)
 
 
-def _brotli(data: bytes) -> bytes:
-    compressed: bytes = brotli.compress(data, quality=11, lgwin=24)
+def _brotli(data: bytes, quick: bool) -> bytes:
+    compressed: bytes = brotli.compress(data, quality=1 if quick else 11, lgwin=24)
     return compressed
 
 
@@ -77,8 +81,9 @@ def _unbrotli(data: bytes, size: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _lzma(data: bytes) -> bytes:
-    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+def _lzma(data: bytes, quick: bool) -> bytes:
+    filters = [{**_LZMA_FORM, "preset": 0}] if quick else _LZMA_FILTERS
+    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters)
 
 
 def _unlzma(data: bytes, size: int) -> bytes:
@@ -89,8 +94,8 @@ def _unlzma(data: bytes, size: int) -> bytes:
     return unpacked
 
 
-def _zlib(data: bytes) -> bytes:
-    return zlib.compress(data, level=9)
+def _zlib(data: bytes, quick: bool) -> bytes:
+    return zlib.compress(data, level=1 if quick else 9)
 
 
 def _unzlib(data: bytes, size: int) -> bytes:
@@ -101,8 +106,8 @@ def _unzlib(data: bytes, size: int) -> bytes:
     return unpacked
 
 
-def _zstd(data: bytes) -> bytes:
-    compressed: bytes = _zstandard().ZstdCompressor(level=22).compress(data)
+def _zstd(data: bytes, quick: bool) -> bytes:
+    compressed: bytes = _zstandard().ZstdCompressor(level=1 if quick else 22).compress(data)
     return compressed
 
 
@@ -113,7 +118,7 @@ def _unzstd(data: bytes, size: int) -> bytes:
         frame = zstandard.get_frame_parameters(data)
         if frame.window_size > CAP:
             raise ValueError(f"zstd stream asks for a window of {frame.window_size} bytes; {CAP} are allowed")
-        if frame.content_size == 0 and data != _zstd(b""):  # the library reads no further than an empty frame's header
+        if frame.content_size == 0 and data != _zstd(b"", False):  # of an empty frame only the header is read
             raise ValueError("zstd stream is not the empty frame that it declares")
         if frame.content_size > size:  # so is "unknown", the largest number
             raise ValueError(f"zstd stream holds more than the {size} bytes it declares, or does not say how much")
@@ -137,10 +142,10 @@ def _require_end(at_end: bool, rest: bytes, codec: str) -> None:
         raise ValueError(f"{codec} stream {'has bytes after its end' if rest else 'is truncated'}")
 
 
-CODECS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]] = {
+CODECS: dict[str, tuple[Callable[[bytes, bool], bytes], Callable[[bytes, int], bytes]]] = {
     "brotli": (_brotli, _unbrotli),
     "lzma": (_lzma, _unlzma),
     "zlib": (_zlib, _unzlib),
     "zstd": (_zstd, _unzstd),
-    "raw": (bytes, lambda data, size: data),
+    "raw": (lambda data, quick: data, lambda data, size: data),
 }

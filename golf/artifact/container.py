@@ -73,8 +73,10 @@ def load_artifact(path: Path) -> Artifact:
     return unpack_bytes(data, source=path)
 
 
-def pack_bytes(tensors: Mapping[str, Stored], *, config: Mapping[str, Any], codec: str) -> bytes:
+def pack_bytes(tensors: Mapping[str, Stored], *, config: Mapping[str, Any], codec: str, quick: bool = False) -> bytes:
     """Return the bytes of the artifact file; `config` must be JSON. Streams are compressed side by side in threads.
+
+    A `quick` packing takes the compressor's least effort: a larger file that unpacks to the same.
 
     Raises NumericalFaultError, naming the tensor, if a number is not finite, and UsageError for an unknown codec or
     a name, dtype or empty shape that cannot be stored.
@@ -82,7 +84,7 @@ def pack_bytes(tensors: Mapping[str, Stored], *, config: Mapping[str, Any], code
     lines, pieces = _split_all(tensors)
     plain = {name: stream_bytes(name, pieces[name]) for name in sorted(pieces)}
     with ThreadPoolExecutor() as pool:  # the compressors release the interpreter's lock
-        stored = list(pool.map(lambda data: compress(codec, data), plain.values()))
+        stored = list(pool.map(lambda data: compress(codec, data, quick=quick), plain.values()))
     streams = [
         StreamLine(name, len(out), len(data), zlib.crc32(data))
         for (name, data), out in zip(plain.items(), stored, strict=True)
