@@ -181,3 +181,12 @@ def _zeros(codec: str, megabytes: int) -> bytes:
         return zstandard.ZstdCompressor().compress(bytes(megabytes * 2**20))
     feed, end = steps[codec]
     return b"".join([feed(bytes(2**20)) for _ in range(megabytes)] + [end()])
+
+
+@pytest.mark.parametrize("codec", PACKED)
+def test_a_quick_stream_is_larger_and_unpacks_to_the_same(codec: str) -> None:
+    words = [random.Random(number).randbytes(1 + number % 7) for number in range(50)]
+    data = b"".join(random.Random(0).choices(words, k=8000))
+    quick = compress(codec, data, quick=True)
+    assert decompress(codec, quick, size=len(data)) == data
+    assert len(quick) > len(compress(codec, data))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from golf.artifact.codecs import compress
 from golf.checkpoint import manifest_paths
 from golf.config import Recipe
 from golf.data.shards import Dataset
@@ -117,3 +118,16 @@ def test_parameters_that_only_the_loop_uses_are_not_called_idle(finished: Place,
 def test_a_resumed_run_is_not_rehearsed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("golf.session.rehearse", raising(AssertionError("rehearsed")))
     assert place.resume("done@pre_qat")["steps"] == 20
+
+
+def test_it_compresses_with_the_least_effort(finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    efforts: list[bool] = []
+
+    def watched(codec: str, data: bytes, *, quick: bool = False) -> bytes:
+        efforts.append(quick)
+        return compress(codec, data, quick=quick)
+
+    monkeypatch.setattr("golf.artifact.container.compress", watched)
+    try_out(finished, tmp_path / "run")
+    assert efforts.count(True) >= 4  # the streams
+    assert efforts.count(False) == 1  # the header is small
