@@ -58,10 +58,10 @@ def _with_sign_of(size: "Any", x: "Any") -> "Any":
 @jit
 def _tanh(y: "Any", e: "Any", q: "Any") -> "Any":
     """Return tanh(y) of e = exp(-2|y|) and q = -1 / (1 + e); near 0, where 1 - e cancels, by its series."""
-    near = tl.minimum(tl.abs(y), 0.25)
+    near = tl.minimum(tl.maximum(y, -0.25), 0.25)
     square = near * near
     series = tl.fma(tl.fma(square, 62.0 / 2835.0, -17.0 / 315.0), square, 2.0 / 15.0)
-    series = tl.fma(tl.fma(series, square, -1.0 / 3.0) * square, y, y)
+    series = tl.fma(tl.fma(series, square, -1.0 / 3.0) * square, near, near)
     return tl.where(tl.abs(y) < 0.25, series, _with_sign_of((e - 1.0) * q, y))
 
 

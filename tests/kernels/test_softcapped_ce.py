@@ -204,6 +204,18 @@ def test_a_target_outside_the_vocabulary_makes_its_row_nan() -> None:
 
 
 @needs_triton
+@caps
+def test_a_nan_among_the_logits_makes_its_row_nan(cap: float | None) -> None:
+    logits, targets = case(1, 2, 423)
+    logits[0, 1, 5] = float("nan")
+    losses = fused_softcapped_cross_entropy(logits.requires_grad_(), targets, cap=cap)
+    (grad,) = gradients(losses, torch.ones_like(losses), logits)
+    assert losses.isnan().tolist() == [[False, True]]
+    assert grad.isnan().all(-1).tolist() == [[False, True]]
+    assert not grad[0, 0].isnan().any()
+
+
+@needs_triton
 @pytest.mark.parametrize("cap", [CAP, 100.0])
 def test_infinite_logits_are_at_the_cap(cap: float) -> None:
     logits = torch.tensor([[float("inf"), -float("inf"), 1e30, -1.0, 0.0]], device=DEVICE).requires_grad_()
