@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 import tomllib
@@ -105,4 +106,6 @@ def free_name(root: Path, stem: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of everything that may change a number."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    if importlib.util.find_spec("triton") is not None:  # there is none for macOS
+        found["triton"] = importlib.metadata.version("triton")
     return {"python": platform.python_version(), **found}
