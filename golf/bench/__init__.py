@@ -1,0 +1,1 @@
+"""Speed: of kernels, training steps, starts, checkpoints and evaluation, beside what the machine can do at most."""

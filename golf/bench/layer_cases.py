@@ -1,0 +1,147 @@
+"""What a layer does besides the stream: attention and all around it, and the MLP.
+
+H query heads, K key/value heads, D head size, C model dim, F hidden.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from golf.bench.case import Case, Draw, Inputs, Outputs, Sizes
+from golf.bench.flop import attention_flop
+from golf.bench.measurement import Work
+from golf.bench.synthetic import draw_batch
+from golf.kernels.square_mlp import MATMUL, Ways, square_mlp_by
+from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES, GRAIN
+from golf.model.rotary import rotary_table
+
+
+def layer_cases(sizes: Sizes) -> list[Case]:
+    """Return the cases of a layer of `sizes.config`; of the MLP if it is one for `golf.kernels.square_mlp`."""
+    config = sizes.config
+    turns = [_turn("queries", sizes, config.num_heads), _turn("keys", sizes, config.num_kv_heads)]
+    is_square = config.activation == "leaky_relu_square" and config.mlp_rank == 0
+    return [
+        _attention(sizes),
+        _project(sizes),
+        *turns,
+        _exclude(sizes),
+        *([_square_mlp(sizes)] if is_square else []),
+    ]
+
+
+def _attention(sizes: Sizes) -> Case:
+    config = sizes.config
+    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+    vocab = {"vocab_size": config.vocab_size, "bos_id": config.bos_id}
+    cu_seqlens = draw_batch(sizes.tokens, **vocab, max_doc_len=sizes.max_doc_len, seed=0).cu_seqlens
+    on_device = cu_seqlens.to(sizes.device)
+    q_bytes, kv_bytes = sizes.bytes(heads, dim), 2 * sizes.bytes(kv_heads, dim)
+    flop = attention_flop(heads, dim, cu_seqlens)
+
+    def make(draw: Draw) -> Inputs:
+        q, k, v = (draw.activations(count, dim) for count in (heads, kv_heads, kv_heads))
+        return {"q": q, "k": k, "v": v}
+
+    def call(attention: Any, x: Inputs) -> Outputs:
+        return (attention(x["q"], x["k"], x["v"], cu_seqlens=on_device, max_seqlen=sizes.max_doc_len),)
+
+    backward = Work(4 * q_bytes + 2 * kv_bytes, 5 * flop // 2)  # reads q, k, v, y and its gradient; writes three
+    return Case("attention", "attention", make, call, Work(2 * q_bytes + kv_bytes, flop), backward)
+
+
+def _project(sizes: Sizes) -> Case:
+    config = sizes.config
+    dim, kv_dim = config.model_dim, config.num_kv_heads * config.head_dim
+    shapes = [(dim, dim), (kv_dim, dim), (kv_dim, dim)]
+    if config.attention_gate:
+        shapes.append((config.num_heads, config.attention_gate.window))
+    weights = sum(rows * columns for rows, columns in shapes)
+    moved = sizes.bytes(dim + sum(rows for rows, _ in shapes)) + weights * sizes.dtype.itemsize
+
+    def make(draw: Draw) -> Inputs:
+        return {"n": draw.activations(dim)} | {str(i): draw.matrix(*shape) for i, shape in enumerate(shapes)}
+
+    def call(project: Any, x: Inputs) -> Outputs:
+        outputs: Outputs = project(x["n"], [tensor for name, tensor in x.items() if name != "n"])
+        return outputs
+
+    flop = 2 * sizes.tokens * weights
+    input_and_weights = sizes.bytes(dim) + weights * sizes.dtype.itemsize
+    return Case("project", "project", make, call, Work(moved, flop), Work(moved + input_and_weights, 2 * flop))
+
+
+def _turn(name: str, sizes: Sizes, heads: int) -> Case:
+    config = sizes.config
+    whole = sizes.bytes(heads, config.head_dim)
+    cos, sin = (part.to(sizes.dtype) for part in rotary_table(config.rope, sizes.tokens, sizes.device))
+    has_gain = heads == config.num_heads and config.q_gain_init is not None
+
+    def make(draw: Draw) -> Inputs:
+        gain = {"gain": draw.parameter(heads)} if has_gain else {}
+        return {"heads": draw.activations(heads, config.head_dim), **gain}
+
+    def call(turn_heads: Any, x: Inputs) -> Outputs:
+        return (turn_heads(x["heads"], cos, sin, x.get("gain"), normalize=config.qk_norm),)
+
+    table = sizes.bytes(config.rope.dims)
+    return Case(f"turn {name}", "turn_heads", make, call, Work(2 * whole + table), Work(3 * whole + table))
+
+
+def _exclude(sizes: Sizes) -> Case:
+    config = sizes.config
+    dim = config.head_dim
+    y, v, gates = sizes.bytes(config.num_heads, dim), sizes.bytes(config.num_kv_heads, dim), 0
+    if config.attention_gate:
+        gates = sizes.bytes(config.num_heads)
+
+    def make(draw: Draw) -> Inputs:
+        gate = {"gates": draw.activations(config.num_heads)} if gates else {}
+        return {"y": draw.activations(config.num_heads, dim), "v": draw.activations(config.num_kv_heads, dim), **gate}
+
+    def call(exclude: Any, x: Inputs) -> Outputs:
+        return (exclude(x["y"], x["v"], x.get("gates")),)
+
+    backward = Work(3 * y + 2 * v + 2 * gates)
+    return Case("exclude", "exclude", make, call, Work(2 * y + v + gates), backward)
+
+
+def _square_mlp(sizes: Sizes) -> Case:
+    config = sizes.config
+    dim, hidden = config.model_dim, config.hidden_dim(0)
+    stream, inner = sizes.bytes(dim), sizes.bytes(hidden)
+    weights = 2 * dim * hidden
+    weight_bytes, flop = weights * sizes.dtype.itemsize, 2 * sizes.tokens * weights
+
+    def make(draw: Draw) -> Inputs:
+        return {"n": draw.activations(dim), "fc": draw.matrix(hidden, dim), "proj": draw.matrix(dim, hidden)}
+
+    def call(square_mlp: Any, x: Inputs) -> Outputs:
+        return (square_mlp(x["n"], x["fc"], x["proj"], negative_slope=config.negative_slope)[0],)
+
+    def by(x: Inputs, ways: Ways) -> Outputs:
+        return (square_mlp_by(ways, x["n"], x["fc"], x["proj"], negative_slope=config.negative_slope)[0],)
+
+    return Case(
+        "square mlp",
+        "square_mlp",
+        make,
+        call,
+        forward=Work(2 * stream + inner + weight_bytes, flop),
+        backward=Work(3 * stream + inner + 2 * weight_bytes, 2 * flop),
+        others={f"{ways.forward}, {ways.backward}": partial(by, ways=ways) for ways in _ways(sizes)},
+    )
+
+
+def _ways(sizes: Sizes) -> list[Ways]:
+    """Return every way of each of the MLP's two products that a model of these sizes can take, beside the plainest."""
+    fits = sizes.config.model_dim % GRAIN == 0 and sizes.config.hidden_dim(0) % GRAIN == 0
+    tables = (FORWARD_TILES, BACKWARD_TILES) if fits else ({}, {})
+    is_float32 = sizes.dtype is torch.float32
+    forward, backward = ([way for way in table if (way == "float32") == is_float32] for table in tables)
+    return [
+        Ways(MATMUL, MATMUL),
+        *(Ways(way, MATMUL) for way in forward),
+        *(Ways(MATMUL, way) for way in backward),
+    ]

@@ -1,0 +1,94 @@
+"""What happens to the residual stream between matrix products: norms and weighted sums.
+
+J streams to O; C model dim.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from golf.bench.case import Case, Draw, Inputs, Outputs, Sizes
+from golf.bench.measurement import Work
+
+
+def stream_cases(sizes: Sizes) -> list[Case]:
+    """Return the cases of `golf.kernels.norm` and `golf.kernels.mix`."""
+    return [
+        _norm(sizes),
+        _mix("mix 2 to 1", sizes, streams=2, outputs=1),
+        _mix("mix 4 to 2", sizes, streams=4, outputs=2),
+        _mix_norm(sizes),
+        _add_norm(sizes),
+    ]
+
+
+def _norm(sizes: Sizes) -> Case:
+    dim = sizes.config.model_dim
+    stream = sizes.bytes(dim)
+    return Case(
+        "norm",
+        "norm",
+        make=lambda draw: {"x": draw.activations(dim)},
+        call=lambda norm, x: (norm(x["x"], scale=0.5),),
+        forward=Work(2 * stream),
+        backward=Work(3 * stream),
+    )
+
+
+def _mix(name: str, sizes: Sizes, *, streams: int, outputs: int) -> Case:
+    dim = sizes.config.model_dim
+    stream = sizes.bytes(dim)
+
+    def make(draw: Draw) -> Inputs:
+        return {"weights": draw.parameter(outputs, streams, dim), **_streams(draw, streams)}
+
+    def call(mix: Any, x: Inputs) -> Outputs:
+        mixed: Outputs = mix(_values(x), x["weights"])
+        return mixed
+
+    backward = Work((outputs + 2 * streams) * stream)
+    return Case(name, "mix", make, call, Work((streams + outputs) * stream), backward)
+
+
+def _mix_norm(sizes: Sizes) -> Case:
+    dim = sizes.config.model_dim
+    stream = sizes.bytes(dim)
+
+    def call(mix_norm: Any, x: Inputs) -> Outputs:
+        mixed: Outputs = mix_norm(_values(x), x["weights"], scale=0.5)
+        return mixed
+
+    return Case(
+        "mix norm",
+        "mix_norm",
+        make=lambda draw: {"weights": draw.parameter(2, dim), **_streams(draw, 2)},
+        call=call,
+        forward=Work(4 * stream),
+        backward=Work(6 * stream),  # two gradients and the streams are read, two gradients written
+    )
+
+
+def _add_norm(sizes: Sizes) -> Case:
+    dim = sizes.config.model_dim
+    stream = sizes.bytes(dim)
+
+    def call(add_norm: Any, x: Inputs) -> Outputs:
+        added: Outputs = add_norm(*_values(x), scale=0.5)
+        return added
+
+    return Case(
+        "add norm",
+        "add_norm",
+        make=lambda draw: _streams(draw, 2),
+        call=call,
+        forward=Work(4 * stream),
+        backward=Work(4 * stream),  # two gradients and the sum are read, one gradient written for both
+    )
+
+
+def _streams(draw: Draw, count: int) -> Inputs:
+    return {f"stream {index}": draw.activations(draw.sizes.config.model_dim) for index in range(count)}
+
+
+def _values(inputs: Inputs) -> list[Tensor]:
+    return [tensor for name, tensor in inputs.items() if name != "weights"]
