@@ -1,19 +1,32 @@
-"""Start one command on several processes of this machine, as torchrun does, and report how they ended."""
+"""Start one command on several processes of this machine, as torchrun does, and report how they ended.
 
+The launcher keeps the store at which the ranks meet, so that the rest can still say who is missing when one is lost.
+"""
+
+import contextlib
+import math
+import os
 import signal
+import subprocess
 import sys
-import tempfile
-import uuid
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # is there, under `if is_available()`
 
-from golf.distributed import check_size
+from golf.distributed import check_size, rank_environment
 from golf.errors import GolfError, InterruptedRunError, WorkerDiedError
+from golf.peers import identity, is_stopped
 
-_TOLD = {1, 2, 3, 4, 5, 6, 130}  # exit codes whose sentence the rank has already printed
+GRACE_SECONDS = 15.0  # from SIGTERM to SIGKILL for the ranks that are left when one has failed
+SAVING_SECONDS = 300.0  # from Ctrl-C to SIGKILL: the run is being saved
+
+_LOOK = 0.05  # seconds between two looks
+_TOLD = {1, 2, 3, 4, 5, 6, 7, 130}  # exit codes whose sentence the rank has already printed
+_INTERRUPTED = {0, InterruptedRunError.exit_code, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP}
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Process = subprocess.Popen[bytes]
 
 
 class RankFailedError(GolfError):
@@ -27,40 +40,119 @@ class RankFailedError(GolfError):
 def launch(arguments: Sequence[str], processes: int) -> None:
     """Run `golf ARGUMENTS` in `processes` processes that see each other; wait for them.
 
-    Raises UsageError for a number that cannot share the virtual ranks, RankFailedError with the exit code of the first
-    rank that failed, WorkerDiedError naming a rank that a signal ended, InterruptedRunError on Ctrl-C.
+    Raises UsageError for a number that cannot share the virtual ranks, and what `run_together` does.
     """
     check_size(processes)
-    with tempfile.TemporaryDirectory(prefix="golf-launch-") as scratch:  # else each launch would leave a folder behind
-        _run(arguments, processes, scratch)
+    run_together([sys.executable, "-m", "golf", *arguments], processes)
 
 
-def _run(arguments: Sequence[str], processes: int, scratch: str) -> None:
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-        logs_specs=DefaultLogsSpecs(log_dir=scratch),
-    )
+def run_together(command: Sequence[str], processes: int, *, grace_seconds: float = GRACE_SECONDS) -> None:
+    """Run `command` in `processes` processes; the first that fails ends them all, in little more than `grace_seconds`.
+
+    Raises what `blame` returns. Ctrl-C, SIGTERM and a hang-up are sent on to every rank, which then saves its work.
+    """
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    ranks: list[Process] = []
+    with _received() as received:
+        try:
+            for rank in range(processes):
+                environment = rank_environment(rank, processes, store.port)
+                ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            codes = _wait(ranks, received)
+            stopped = [rank for rank, process in enumerate(ranks) if _is_stopped(process)]
+        finally:
+            _end(ranks, grace_seconds)
+    error = blame(codes, stopped=stopped, interrupted=bool(received))
+    if error is not None:
+        raise error
+
+
+def blame(codes: Mapping[int, int], *, stopped: Sequence[int] = (), interrupted: bool = False) -> GolfError | None:
+    """Return what to tell of ranks that ended with these exit codes, in this order; None if all is well.
+
+    RankFailedError with the exit code of the rank that failed first, WorkerDiedError naming the rank that a signal
+    ended or, of those that are `stopped`, the one that the others missed, InterruptedRunError after Ctrl-C.
+    """
+    if interrupted and 0 not in codes:
+        return InterruptedRunError(f"interrupted; rank 0 had not saved the run after {SAVING_SECONDS:.0f} s")
+    failures = {rank: code for rank, code in codes.items() if code}
+    if not failures:
+        return None
+    if interrupted and codes[0] in _INTERRUPTED:
+        return InterruptedRunError("interrupted; rank 0 has said how to go on, on stderr")
+    rank, code = min(failures.items(), key=lambda item: _suspicion(item[1]))
+    if code == WorkerDiedError.exit_code and stopped:
+        return WorkerDiedError(f"rank {stopped[0]} is stopped; resume the run from its last boundary")
+    if code in _TOLD:
+        return RankFailedError(rank, code)
+    cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return WorkerDiedError(f"rank {rank} died ({cause}); resume the run from its last boundary")
+
+
+def _suspicion(code: int) -> int:
+    """Rank exit codes by how surely theirs was the first failure, not a consequence."""
+    if code == -signal.SIGTERM:
+        return 3  # how the survivors are ended
+    if code == WorkerDiedError.exit_code:
+        return 2  # a rank that missed another one
+    return 1 if code == 1 else 0  # a rank that lost its peer ends with a traceback
+
+
+def _wait(ranks: Sequence[Process], received: Sequence[int]) -> dict[int, int]:
+    """Send on the signals `received` until all ranks have ended or one has failed; return exit codes as they came."""
+    codes: dict[int, int] = {}
+    sent, deadline = 0, math.inf
+    while len(codes) < len(ranks) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+        for number in received[sent:]:
+            _send(ranks, number)
+            sent, deadline = sent + 1, time.monotonic() + SAVING_SECONDS
+        _note(codes, ranks)
+        if any(codes.values()) and not received:
+            _note(codes, ranks)  # one that the last look missed may be the cause of this failure
+            break
+    return codes
+
+
+def _note(codes: dict[int, int], ranks: Sequence[Process]) -> None:
+    for rank, process in enumerate(ranks):
+        code = process.poll()
+        if rank not in codes and code is not None:
+            codes[rank] = code
+
+
+def _end(ranks: Sequence[Process], grace_seconds: float) -> None:
+    """End the ranks that are left; one that waits in a GPU's call heeds SIGKILL alone, a stopped one as well."""
+    _send(ranks, signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds
+    while time.monotonic() < deadline and any(process.poll() is None and not _is_stopped(process) for process in ranks):
+        time.sleep(_LOOK)
+    _send(ranks, signal.SIGKILL)
+    for process in ranks:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel itself may be stuck in a driver
+            process.wait(grace_seconds)
+
+
+def _is_stopped(process: Process) -> bool:
+    return is_stopped(identity(str(process.pid)))
+
+
+def _send(ranks: Sequence[Process], number: int) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            os.killpg(process.pid, number)  # each leads a session of its own, its helpers included
+
+
+@contextlib.contextmanager
+def _received() -> Iterator[list[int]]:
+    """Collect the signals to be sent on; one that is ignored stays ignored, as nohup wants it."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in _FORWARDED}
+    heeded = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, lambda number, _: received.append(number))
     try:
-        elastic_launch(config, sys.executable)("-m", "golf", *arguments)
-    except ChildFailedError as error:
-        rank, failure = min(error.failures.items(), key=lambda item: (_suspicion(item[1]), item[1].timestamp))
-        if failure.exitcode in _TOLD:
-            raise RankFailedError(rank, failure.exitcode) from None
-        cause = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        raise WorkerDiedError(f"rank {rank} died ({cause}); resume the run from its last boundary") from None
-    except (SignalException, KeyboardInterrupt):
-        raise InterruptedRunError("interrupted; rank 0 has said how to go on, on stderr") from None
-
-
-def _suspicion(failure: ProcessFailure) -> int:
-    """Rank failures by how surely they are the first, not a consequence; times are known to the second only."""
-    if failure.exitcode == -signal.SIGTERM:
-        return 2  # how the survivors are ended
-    return 1 if failure.exitcode == 1 else 0  # a rank that lost its peer ends with a traceback
+        yield received
+    finally:
+        for number in heeded:
+            signal.signal(number, previous[number])

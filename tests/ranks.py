@@ -1,15 +1,14 @@
-"""Run one function on several ranks: processes joined by gloo through a file, forked from the warm server."""
+"""Run one function on several ranks: processes that meet at a file, forked from the warm server."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # is there, under `if is_available()`
 
-from golf.distributed import World
+from golf.distributed import World, joined
 from tests.children import SERVER
 
 CPU = torch.device("cpu")
@@ -44,19 +43,10 @@ def _answer(receiving: Connection) -> Any:
 
 
 def _member(rank: int, size: int, meeting: Path, sending: Connection, work: Callable[..., Any], args: Any) -> None:
-    with _joined(rank, size, meeting) as world:
-        sending.send(work(world, *args))
-
-
-@contextmanager
-def _joined(rank: int, size: int, meeting: Path) -> Iterator[World]:
     torch.set_num_threads(1)
     if size == 1:
-        yield World(0, 1, 0, CPU)
+        sending.send(work(World(0, 1, 0, CPU), *args))
         return
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    try:
-        yield World(rank, size, rank, CPU)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    with joined(FileStore(str(meeting), size), rank, size, rank, CPU) as world:
+        sending.send(work(world, *args))
+        world.barrier()  # nobody leaves while another one is in a collective

@@ -2,18 +2,19 @@
 
 Parameters stay per layer; matrices of one shape are stacked at step time. A rank owns an equal slice of every stack:
 it reduces those gradients, keeps their state and orthogonalizes them, then all ranks gather the updates.
+All stacks are reduced at once, the largest first; while a stack's updates are gathered, the next is orthogonalized.
 N matrices of one shape, padded to a multiple of the world size; R rows, C columns.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from golf.distributed import World
+from golf.distributed import Pending, World
 from golf.optim.forms import Form, first_squares, level_rows, precondition, track_mousse_, track_normuon_
 from golf.optim.polar import Coefficients, normalize_rows, orthogonalize
 
@@ -23,6 +24,9 @@ class _Stack(NamedTuple):
     parameters: list[nn.Parameter]  # N of one shape (R, C)
     momentum: Tensor  # (padded N / world size, R, C), this rank's slice
     squares: dict[str, Tensor]  # what the form remembers of that slice
+    whole: Tensor  # (padded N, R, C): all gradients, later all updates; the padding is always zero
+    rows: tuple[Tensor, ...]  # the N matrices in it
+    shard: Tensor  # (padded N / world size, R, C): this rank's slice of the mean gradients
 
     def kept(self) -> dict[str, Tensor]:
         """Name all state of this rank's slice."""
@@ -51,24 +55,42 @@ class Muon:
         for name, parameter in sorted(parameters.items()):
             by_shape[parameter.shape].append(name)
         self.stacks = [self._stack([(name, parameters[name]) for name in names]) for names in by_shape.values()]
+        self.order = sorted(range(len(self.stacks)), key=lambda index: -self.stacks[index].whole.numel())
+
+    def start_averaging(self) -> list[Pending]:
+        """Start to average the gradients over ranks; return this rank's slice of every stack."""
+        started: dict[int, Pending] = {}
+        for index in self.order:
+            stack = self.stacks[index]
+            _collect(stack)
+            started[index] = self.world.start_scatter_mean(stack.whole, stack.shard)
+        return [started[index] for index in range(len(self.stacks))]
 
     def reduced_gradients(self) -> list[Tensor]:
-        """Average the gradients over ranks; return this rank's slice of every stack."""
-        return [self.world.scatter_mean(self._stacked_gradients(stack)) for stack in self.stacks]
+        """Average the gradients over ranks; return this rank's slice of every stack, valid until the next step."""
+        return [pending.wait() for pending in self.start_averaging()]
 
-    def step(self, gradients: list[Tensor], *, lr: float, momentum: float) -> None:
-        """Apply one update from the slices that `reduced_gradients` returned."""
-        for stack, gradient in zip(self.stacks, gradients, strict=True):
+    def step(
+        self, gradients: list[Tensor], *, lr: float, momentum: float, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """Apply one update from the slices of averaged gradients, in the order of the stacks.
+
+        `meanwhile` is called while the last updates are gathered.
+        """
+        gathered: tuple[_Stack, Pending] | None = None
+        for index in self.order:
+            stack, gradient = self.stacks[index], gradients[index]
             stack.momentum.mul_(momentum).add_(gradient)
             update = stack.momentum
             if self.nesterov:
                 update = gradient.add(stack.momentum, alpha=momentum)  # rounded once, as in the record stacks
-            update = self.world.gather(self._direction(update, stack.squares))[: len(stack.names)]
-            rows, columns = update.shape[-2:]
-            scale = math.sqrt(max(1.0, rows / columns))
-            weights = [parameter.data for parameter in stack.parameters]
-            torch._foreach_mul_(weights, 1.0 - lr * self.weight_decay)
-            torch._foreach_add_(weights, list(update.to(weights[0].dtype)), alpha=-lr * scale)
+            gathering = self.world.start_gather(self._direction(update, stack.squares), stack.whole)
+            if gathered is not None:
+                self._apply(*gathered, lr)
+            gathered = stack, gathering
+        meanwhile()
+        if gathered is not None:
+            self._apply(*gathered, lr)
 
     def state(self) -> dict[str, Tensor]:
         """Gather copies of every matrix's state, whole and without padding, on the CPU. A collective.
@@ -102,18 +124,40 @@ class Muon:
             direction = level_rows(direction, squares)
         return direction
 
+    def _apply(self, stack: _Stack, gathering: Pending, lr: float) -> None:
+        update = gathering.wait()[: len(stack.names)]
+        rows, columns = update.shape[-2:]
+        scale = math.sqrt(max(1.0, rows / columns))
+        weights = [parameter.data for parameter in stack.parameters]
+        torch._foreach_mul_(weights, 1.0 - lr * self.weight_decay)
+        torch._foreach_add_(weights, list(update.to(weights[0].dtype)), alpha=-lr * scale)
+
     def _stack(self, named: list[tuple[str, nn.Parameter]]) -> _Stack:
         names, parameters = [name for name, _ in named], [parameter for _, parameter in named]
         owned = math.ceil(len(names) / self.world.size)
         rows, columns = parameters[0].shape
         shape, device = (owned, rows, columns), parameters[0].device
-        momentum = torch.zeros(shape, dtype=self.dtype, device=device)
-        return _Stack(names, parameters, momentum, first_squares(self.form, shape, device))
-
-    def _stacked_gradients(self, stack: _Stack) -> Tensor:
-        absent = torch.zeros_like(stack.parameters[0])
-        return self._pad([absent if p.grad is None else p.grad for p in stack.parameters]).to(self.dtype)
+        whole = torch.zeros(self.world.size * owned, rows, columns, dtype=self.dtype, device=device)
+        return _Stack(
+            names=names,
+            parameters=parameters,
+            momentum=torch.zeros(shape, dtype=self.dtype, device=device),
+            squares=first_squares(self.form, shape, device),
+            whole=whole,
+            rows=whole[: len(names)].unbind(),
+            shard=torch.empty(shape if self.world.size > 1 else 0, dtype=self.dtype, device=device),
+        )
 
     def _pad(self, matrices: list[Tensor]) -> Tensor:
         missing = -len(matrices) % self.world.size
         return torch.stack(matrices + missing * [torch.zeros_like(matrices[0])])
+
+
+def _collect(stack: _Stack) -> None:
+    """Copy the gradients into the stack, in its dtype; a matrix without one has zeros."""
+    present = [(row, p.grad) for row, p in zip(stack.rows, stack.parameters, strict=True) if p.grad is not None]
+    if present:
+        torch._foreach_copy_([row for row, _ in present], [gradient for _, gradient in present])
+    for row, parameter in zip(stack.rows, stack.parameters, strict=True):
+        if parameter.grad is None:
+            row.zero_()

@@ -1,6 +1,5 @@
 """One optimizer step over all parameters: average over ranks, clip, Muon, AdamW."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from golf.optim.clip import Clip, sum_of_squares
 from golf.optim.groups import Groups, split_parameters
 from golf.optim.muon import Muon
 from golf.optim.polar import coefficients
+from golf.optim.replicated import Replicated
 from golf.training_config import OptimConfig
 
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -53,6 +53,7 @@ class Optimizer:
         )
         self.base_lrs: list[float] = [group["lr"] for group in self.adam.param_groups]
         self.named = {**self.groups.embed, **self.groups.head, **self.groups.scalar}  # AdamW's parameters
+        self.replicated = Replicated(self.named.values(), world)
         self.clips_locally = clip == "local"
         self.clip = Clip(config.grad_clip_norm, window=config.lyapunov_window, device=world.device)
 
@@ -63,10 +64,10 @@ class Optimizer:
         It is that of the averaged gradient, under the local clip the mean of the ranks' own.
         """
         matrix_gradients, norm = self._clip_then_average() if self.clips_locally else self._average_then_clip()
-        self.muon.step(matrix_gradients, lr=self.config.matrix_lr * lr_multiplier, momentum=momentum)
         for group, base_lr in zip(self.adam.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * lr_multiplier
-        self.adam.step()
+        matrix_lr = self.config.matrix_lr * lr_multiplier
+        self.muon.step(matrix_gradients, lr=matrix_lr, momentum=momentum, meanwhile=self.adam.step)
         for parameter in [*self.groups.matrix.values(), *self.named.values()]:
             parameter.grad = None
         return norm
@@ -94,29 +95,18 @@ class Optimizer:
                 for key, value in saved.items()
             }
 
-    def _average_replicated(self) -> None:
-        """All-reduce the gradients that every rank updates, packed into one buffer a dtype."""
-        packs: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        for parameter in self.named.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            packs[parameter.dtype].append(parameter.grad)
-        if self.world.size == 1:
-            return
-        for gradients in packs.values():
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            self.world.mean_(flat)
-            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
-
     def _average_then_clip(self) -> tuple[list[Tensor], Tensor]:
         """Return this rank's slices of the averaged and shortened matrix gradients, and the norm ()."""
-        matrix_gradients = self.muon.reduced_gradients()
-        self._average_replicated()
-        squares = sum_of_squares(matrix_gradients)
-        self.world.sum_(squares)  # every matrix gradient is owned by one rank
-        replicated = [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
-        norm = (squares + sum_of_squares(replicated)).sqrt()
+        matrices, others = self.muon.start_averaging(), self.replicated.start_averaging()
+        gradients, squares = {}, {}
+        for index in self.muon.order:  # they arrive in
+            gradients[index] = matrices[index].wait()
+            squares[index] = sum_of_squares([gradients[index]])
+        matrix_gradients = [gradients[index] for index in range(len(matrices))]
+        total = self.world.start_sum_(torch.stack([squares[index] for index in range(len(matrices))]).sum())
+        replicated = self.replicated.finish_averaging(others)
+        squares_of_others = sum_of_squares(self.replicated.gradients())
+        norm = (total.wait() + squares_of_others).sqrt()
         self.clip.shorten_([*matrix_gradients, *replicated], norm)
         return matrix_gradients, norm
 
@@ -126,10 +116,10 @@ class Optimizer:
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = sum_of_squares(own).sqrt()
         self.clip.shorten_(own, norm)
-        self.world.mean_(norm)
-        matrix_gradients = self.muon.reduced_gradients()
-        self._average_replicated()
-        return matrix_gradients, norm
+        matrices, others = self.muon.start_averaging(), self.replicated.start_averaging()
+        norm_of_all = self.world.start_mean_(norm)
+        self.replicated.finish_averaging(others)
+        return [pending.wait() for pending in matrices], norm_of_all.wait()
 
 
 def _check(config: OptimConfig, groups: Groups, clip: Literal["global", "local"]) -> None:

@@ -319,7 +319,7 @@ def test_a_wrong_setting_exits_2_before_any_process_starts(
     def started(*args: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("golf.launch.elastic_launch", started)
+    monkeypatch.setattr("golf.launch.run_together", started)
     said = golf(capsys, "train", place.toml, "--root", place.root, "--gpus", "2", *words)
     assert said.code == 2
     assert sentence in said.err

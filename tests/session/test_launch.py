@@ -1,5 +1,6 @@
 """Several processes started by one command: it works, it says what failed, and nothing is left running."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,21 +11,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # is there, under `if is_available()`
 
 from golf.checkpoint import boundaries, find_checkpoint, load_checkpoint
-from golf.errors import GolfError, UsageError, WorkerDiedError
+from golf.distributed import open_world, rank_environment
 from golf.files import read_json
-from golf.launch import RankFailedError, launch
+from golf.launch import RankFailedError
 from golf.log import read_events
+from tests.children import SERVER
 from tests.session_tools import Place, golf
 
 ENDLESS = ("--set", "schedule.iterations=1000000", "--set", "run.log_every=1", "--set", "average.shadow_snapshots=0")
 
 
-def start(place: Place, *words: str) -> "subprocess.Popen[str]":
-    """Start `golf train` on two processes, with a folder for temporary files of its own."""
-    command = [sys.executable, "-m", "golf", "train", "pico.toml", "--name", "two", "--gpus", "2", *words]
+def start(place: Place, processes: int, *words: str) -> "subprocess.Popen[str]":
+    """Start `golf train` on several processes, with a folder for temporary files of its own."""
+    command = [sys.executable, "-m", "golf", "train", "pico.toml", "--name", "two", "--gpus", str(processes), *words]
     scratch = place.folder / "scratch"
     scratch.mkdir()
     return subprocess.Popen(
@@ -67,11 +70,11 @@ def wait_until(holds: Callable[[], bool], seconds: float = 90.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def endless(place: Place) -> Iterator["subprocess.Popen[str]"]:
-    """Two processes in the middle of a training that would not end."""
+@contextlib.contextmanager
+def endless(place: Place, processes: int) -> Iterator["subprocess.Popen[str]"]:
+    """Processes in the middle of a training that would not end."""
     events = place.run("two") / "events.jsonl"
-    with start(place, *ENDLESS) as process:
+    with start(place, processes, *ENDLESS) as process:
         try:
             wait_until(lambda: events.exists() and b'"step": 6' in events.read_bytes())
             yield process
@@ -80,7 +83,7 @@ def endless(place: Place) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_one_command_trains_on_two_processes_and_prints_one_document(place: Place) -> None:
-    with start(place, "--json") as process:
+    with start(place, 2, "--json") as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out) == read_json(place.run("two") / "final.json")
@@ -90,15 +93,14 @@ def test_one_command_trains_on_two_processes_and_prints_one_document(place: Plac
     assert list((place.folder / "scratch").iterdir()) == []
 
 
-def test_a_rank_that_is_killed_ends_the_command_with_7_and_its_number(
-    place: Place, endless: "subprocess.Popen[str]"
-) -> None:
-    ranks = ranks_of(endless)
-    assert sorted(ranks) == [0, 1]
-    started = time.monotonic()
-    os.kill(ranks[1], signal.SIGKILL)
-    _, err = endless.communicate(timeout=60)
-    assert endless.returncode == 7
+def test_a_rank_that_is_killed_ends_the_command_with_7_and_its_number(place: Place) -> None:
+    with endless(place, 4) as process:
+        ranks = ranks_of(process)
+        assert sorted(ranks) == [0, 1, 2, 3]
+        started = time.monotonic()
+        os.kill(ranks[1], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 7
     assert time.monotonic() - started < 60
     assert "Error: rank 1 died (signal 9); resume the run from its last boundary" in err
     assert list((place.folder / "scratch").iterdir()) == []
@@ -108,11 +110,12 @@ def test_a_rank_that_is_killed_ends_the_command_with_7_and_its_number(
     read_events(place.run("two") / "events.jsonl")
 
 
-def test_ctrl_c_saves_the_run_of_two_processes_and_exits_130(place: Place, endless: "subprocess.Popen[str]") -> None:
-    ranks = ranks_of(endless)
-    endless.send_signal(signal.SIGINT)
-    _, err = endless.communicate(timeout=60)
-    assert endless.returncode == 130
+def test_ctrl_c_saves_the_run_of_two_processes_and_exits_130(place: Place) -> None:
+    with endless(place, 2) as process:
+        ranks = ranks_of(process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
     sentence = next(line for line in err.splitlines() if line.startswith("Error: stopped at step "))
     assert err.count("Error: stopped at step ") == 1  # rank 0 alone speaks
     spec = sentence.rpartition(" ")[2]
@@ -122,67 +125,48 @@ def test_ctrl_c_saves_the_run_of_two_processes_and_exits_130(place: Place, endle
     read_events(place.run("two") / "events.jsonl")
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], *, at: dict[int, int] | None = None) -> GolfError:
-    """What `launch` raises when the ranks end with these codes, at these seconds."""
-    failures = {}
-    for rank, code in codes.items():
-        failures[rank] = ProcessFailure(local_rank=rank, pid=rank + 10, exitcode=code, error_file="nowhere")
-        failures[rank].timestamp = (at or {}).get(rank, 100)
-
-    def run(*arguments: str) -> None:
-        raise ChildFailedError("golf", failures)
-
-    monkeypatch.setattr("golf.launch.elastic_launch", lambda config, program: run)
-    with pytest.raises(GolfError) as told:
-        launch(["train", "demo"], 2)
-    return told.value
+def train_as_rank(rank: int, port: int, folder: Path, said: Path) -> None:
+    """Train without end as one of four processes, as the body of a child, with a short patience for stopped ranks."""
+    torch.set_num_threads(1)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    os.environ.update(rank_environment(rank, 4, port))
+    with open_world(stopped_seconds=2.0) as world:
+        Place(folder).start("four", *ENDLESS[1::2], world=world)
 
 
-@pytest.mark.parametrize(
-    ("codes", "rank"),
-    [
-        ({0: 1, 1: -9}, 1),  # rank 0 lost its peer and fell over it
-        ({0: -15, 1: -9}, 1),  # rank 0 was ended by the launcher
-        ({0: -9, 1: 1}, 0),
-        ({0: -15, 1: -11}, 1),
-        ({0: -15, 1: -15}, 0),
-    ],
-)
-def test_the_rank_that_died_is_told_from_those_that_fell_over_it(
-    monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], rank: int
-) -> None:
-    error = failing(monkeypatch, codes)
-    assert isinstance(error, WorkerDiedError)
-    assert error.exit_code == 7
-    assert f"rank {rank} died (signal {-codes[rank]})" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("codes", "rank", "code"), [({0: 1, 1: 6}, 1, 6), ({0: 3, 1: -15}, 0, 3), ({0: 1, 1: 1}, 0, 1)]
-)
-def test_the_exit_code_is_that_of_the_rank_that_failed(
-    monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], rank: int, code: int
-) -> None:
-    error = failing(monkeypatch, codes)
-    assert isinstance(error, RankFailedError)
-    assert (error.exit_code, str(error)) == (code, f"rank {rank} failed with exit code {code}; its message is above")
-
-
-def test_of_equal_failures_the_first_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "rank 1 failed" in str(failing(monkeypatch, {0: 3, 1: 3}, at={0: 101, 1: 100}))
-
-
-@pytest.mark.parametrize("processes", [3, 5, 6, 7])
-def test_a_number_that_cannot_share_the_virtual_ranks_starts_nothing(processes: int) -> None:
-    with pytest.raises(UsageError, match=f"{processes} processes: use 1, 2, 4 or 8"):
-        launch(["train", "demo"], processes)
+def test_a_rank_that_is_stopped_in_training_ends_the_others_with_7_and_its_number(place: Place) -> None:
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    said = [place.folder / f"said-{rank}" for rank in range(4)]
+    ranks = [
+        SERVER.Process(target=train_as_rank, args=(rank, store.port, place.folder, said[rank])) for rank in range(4)
+    ]
+    events = place.run("four") / "events.jsonl"
+    try:
+        for process in ranks:
+            process.start()
+        wait_until(lambda: events.exists() and b'"step": 6' in events.read_bytes())
+        os.kill(ranks[2].pid or 0, signal.SIGSTOP)
+        started = time.monotonic()
+        for rank in (0, 1, 3):
+            ranks[rank].join(60)
+        assert time.monotonic() - started < 30
+        assert [process.exitcode for process in ranks] == [7, 7, None, 7]
+        for rank in (0, 1, 3):
+            assert "Error: rank 2 is stopped, for 2 s now" in said[rank].read_text()
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
 
 
 def test_with_json_the_launcher_alone_prints_the_failure(
     finished: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def failing(*arguments: object) -> None:
+        raise RankFailedError(0, 2)
+
     words = ("train", finished.toml, "--root", finished.root, "--data", finished.folder / "nowhere", "--json")
-    failing(monkeypatch, {0: 2, 1: 2})  # what the ranks below have done
+    monkeypatch.setattr("golf.launch.run_together", failing)
     launcher = golf(capsys, *words, "--gpus", "2")
     monkeypatch.setenv("WORLD_SIZE", "1")
     rank = golf(capsys, *words)

@@ -1,0 +1,115 @@
+"""Worlds of several processes of which one is lost: stopped, missing or failed."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # is there, under `if is_available()`
+
+from golf.distributed import World, open_world, rank_environment
+from golf.errors import UsageError
+from tests.children import SERVER
+
+
+def as_rank(rank: int, size: int, port: int, said: Path, work: str) -> None:
+    """Be one of the processes of a launcher, as the body of a child; stderr goes to a file."""
+    torch.set_num_threads(1)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.environ.update(rank_environment(rank, size, port))
+    with open_world(stopped_seconds=1.0) as world:
+        BODIES[work](world, said)
+
+
+def reduce_for_ever(world: World, said: Path) -> None:
+    """Say so, then wait within gloo for the rank that never comes."""
+    tensor = torch.ones(3)
+    world.sum_(tensor)
+    (said.parent / f"at-work-{world.rank}").touch()
+    while world.rank != 2:
+        world.sum_(tensor)
+    time.sleep(600)
+
+
+def miss_rank_1(world: World, said: Path) -> None:
+    """All but rank 1 come; it would take the time to leave a world in order, of which nobody must hear."""
+    try:
+        if world.rank == 1:
+            time.sleep(600)
+        world.barrier(limit_seconds=0.3)
+    finally:
+        (said.parent / f"left-{world.rank}").touch()
+
+
+def fail_on_rank_1(world: World, said: Path) -> None:
+    if world.rank == 1:
+        raise UsageError("rank 1 alone has a wrong setting")
+
+
+BODIES = {"reduce": reduce_for_ever, "miss": miss_rank_1, "fail": fail_on_rank_1}
+
+
+class Ranks:
+    """Forked processes that open a world as below a launcher."""
+
+    def __init__(self, size: int, folder: Path, work: str) -> None:
+        self.store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        self.said = [folder / f"said-{rank}" for rank in range(size)]
+        self.processes = [
+            SERVER.Process(target=as_rank, args=(rank, size, self.store.port, self.said[rank], work))
+            for rank in range(size)
+        ]
+
+    def __enter__(self) -> "Ranks":
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def codes(self, but: int) -> list[int | None]:
+        """The exit codes of all ranks but one, waited for."""
+        for rank, process in enumerate(self.processes):
+            if rank != but:
+                process.join(60)
+        return [process.exitcode for process in self.processes]
+
+
+def wait_for(paths: list[Path]) -> None:
+    end = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_stopped_rank_ends_the_others_by_name_while_they_wait_in_a_collective(tmp_path: Path) -> None:
+    with Ranks(4, tmp_path, "reduce") as ranks:
+        wait_for([tmp_path / f"at-work-{rank}" for rank in range(4)])
+        os.kill(ranks.processes[2].pid or 0, signal.SIGSTOP)
+        started = time.monotonic()
+        assert ranks.codes(but=2) == [7, 7, None, 7]
+        assert time.monotonic() - started < 20
+        for rank in (0, 1, 3):
+            assert ranks.said[rank].read_text() == (
+                "Error: rank 2 is stopped, for 1 s now; resume the run from its last boundary\n"
+            )
+
+
+def test_a_rank_that_misses_another_one_leaves_its_work_in_order_and_ends_with_7(tmp_path: Path) -> None:
+    with Ranks(4, tmp_path, "miss") as ranks:
+        assert ranks.codes(but=1) == [7, None, 7, 7]
+        assert [(tmp_path / f"left-{rank}").exists() for rank in range(4)] == [True, False, True, True]
+        for rank in (0, 2, 3):
+            assert ranks.said[rank].read_text().splitlines()[-1] == (
+                "Error: rank 1 has not come for 0 s; resume the run from its last boundary"
+            )
+
+
+def test_any_other_error_is_the_ranks_own(tmp_path: Path) -> None:
+    with Ranks(2, tmp_path, "fail") as ranks:
+        assert ranks.codes(but=-1) == [0, 1]
+        assert "UsageError: rank 1 alone has a wrong setting" in ranks.said[1].read_text()
