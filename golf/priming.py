@@ -28,6 +28,9 @@ def prime(state: TrainState, plans: Mapping[bool, LayerPlan], log: Log, *, keep_
                 forward_backward(state, plans[looping], late_qat=False)
                 optimizer.step(lr_multiplier=1.0, momentum=muon_momentum(recipe.optim, step))
                 bar.advance()
+        if recipe.schedule.late_qat_below > 0:
+            forward_backward(state, plans[loops[-1]], late_qat=True)  # another graph, wanted in the middle of the run
+            state.model.zero_grad()
     if keep_muon_momentum:
         saved |= {name: tensor for name, tensor in optimizer.state().items() if name.endswith("/momentum")}
     state.model.load_state_dict(weights)

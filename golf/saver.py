@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from golf.checkpoint import CheckpointWriter, Manifest
 from golf.distributed import World
 from golf.errors import NumericalFaultError
 from golf.log import Log
+from golf.replicas import check_replicas
 from golf.run_folder import RunFolder, versions
 from golf.schedule import Moment, boundaries, shadow_index
 from golf.train_state import TrainState
@@ -18,8 +19,10 @@ from golf.train_state import TrainState
 class Clock:
     """Seconds spent training; stands still inside `paused`."""
 
-    def __init__(self, elapsed_seconds: float) -> None:
-        self._before, self._since = elapsed_seconds, time.perf_counter()
+    def __init__(self, elapsed_seconds: float, *, settle: Callable[[], None] = lambda: None) -> None:
+        """Start now; `settle` waits until everything that was queued is done."""
+        settle()
+        self._settle, self._before, self._since = settle, elapsed_seconds, time.perf_counter()
         self._stands = False
 
     @property
@@ -29,7 +32,8 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock for a while."""
+        """Stop the clock for a while, after the queued steps are done: what they take is training."""
+        self._settle()
         self._before, self._stands = self.elapsed_seconds, True
         try:
             yield
@@ -56,8 +60,8 @@ class Saver:
         self.parents, self.dataset_digest = parents, dataset_digest
         self.writer, self.shadow_writer = CheckpointWriter(folder.path), CheckpointWriter(folder.shadows)
 
-    def at_boundaries(self, before: Moment | None, now: Moment, loss: Tensor) -> None:
-        """Save what lies between the last step and this one."""
+    def at_boundaries(self, before: Moment | None, now: Moment, loss: Tensor) -> bool:
+        """Save what lies between the last step and this one; say whether there was anything."""
         index = None if before is None else shadow_index(self.state.recipe, before, now)
         if index is not None and self.world.is_main:
             with self.clock.paused():
@@ -66,10 +70,12 @@ class Saver:
         names = boundaries(self.state.recipe, before, now)
         if names:
             self.save(names, before, now, loss)
+        return index is not None or bool(names)
 
     def save(self, names: list[str], before: Moment | None, now: Moment, loss: Tensor) -> None:
-        """Save the whole state under one or more boundary names. A collective."""
+        """Save the whole state under one or more boundary names; NumericalFaultError if the ranks' weights differ."""
         with self.clock.paused():
+            check_replicas(self.state.model.state_dict(), self.world)
             tensors = self.state.tensors()
             mean_loss = loss.clone()
             self.world.mean_(mean_loss)

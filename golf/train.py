@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from golf.checkpoint import Checkpoint
+from golf.compilation import count_graphs
 from golf.config import Recipe
 from golf.data.shards import Dataset
-from golf.distributed import World
+from golf.distributed import PHASE_SECONDS, STEP_SECONDS, World
 from golf.errors import InterruptedRunError, NumericalFaultError
-from golf.kernels import attention
 from golf.log import Log
 from golf.model.init import count_parameters
 from golf.model.plan import plan_layers
+from golf.pace import Pace
 from golf.priming import prime
 from golf.run_folder import RunFolder, versions
 from golf.saver import Clock, Saver
@@ -63,7 +64,8 @@ def train(
             loss.fill_(resume.manifest.metrics.get("train_loss", 0.0))
         _announce(state, dataset, world, log, step)
         prime(state, plans, log, keep_muon_momentum=recipe.compat.stale_muon_momentum and resume is None)
-    clock = Clock(elapsed)
+    primed = count_graphs()
+    clock, pace = Clock(elapsed, settle=world.synchronize), Pace(world.device)
     parents = [resume.manifest.data_sha256] if resume else []
     saver = Saver(state, world, folder, clock, log, parents=parents, dataset_digest=dataset.digest())
     with (
@@ -72,9 +74,11 @@ def train(
         log.progress(recipe.schedule.iterations, f"train {recipe.name}") as bar,
     ):
         bar.advance(step)
+        limit_seconds = PHASE_SECONDS  # for which rank 0 may wait for its disk
         while True:
-            now, own, stop = _agree(recipe, step, before, clock, world, interrupted)
-            saver.at_boundaries(before, now, loss)
+            pace.wait()
+            now, own, stop = _agree(recipe, step, before, clock, world, interrupted, limit_seconds)
+            limit_seconds = PHASE_SECONDS if saver.at_boundaries(before, now, loss) else STEP_SECONDS
             if stop:
                 saver.save(["interrupted"], before, now, loss)
                 how = f"golf train --resume {folder.path}@interrupted"  # alone, a run stands for its latest boundary
@@ -85,10 +89,11 @@ def train(
             norm = state.optimizer.step(lr_multiplier=own.lr_multiplier, momentum=own.momentum)
             step, before = step + 1, now
             state.averages.update(step=step, lr_multiplier=own.lr_multiplier)
+            pace.mark()
             if step % recipe.run.log_every == 0 or step <= FIRST_STEPS:
                 values = _global_values(state, step, loss, norm, world)
                 bar.advance(step - bar.done)
-                _report(log, step, own, values, clock)
+                _report(log, step, own, values | {"recompiles": count_graphs() - primed}, clock)
 
 
 @contextlib.contextmanager
@@ -101,11 +106,17 @@ def told_if_interrupted(way_on: str) -> Iterator[None]:
 
 
 def _agree(
-    recipe: Recipe, step: int, before: Moment | None, clock: Clock, world: World, interrupted: list[int]
+    recipe: Recipe,
+    step: int,
+    before: Moment | None,
+    clock: Clock,
+    world: World,
+    interrupted: list[int],
+    limit_seconds: float,
 ) -> tuple[Moment, Moment, bool]:
     """Evaluate the schedule on rank 0's clock and on the one that sets this rank's step; say if rank 0 should stop."""
     mine, began = clock.elapsed_seconds, before is not None and before.late_qat
-    elapsed, stop = world.agree([mine, float(bool(interrupted))])
+    elapsed, stop = world.agree([mine, float(bool(interrupted))], limit_seconds=limit_seconds)
     now, own = (moment(recipe, step=step, elapsed_seconds=seconds, qat_began=began) for seconds in (elapsed, mine))
     return now, own if recipe.compat.clock == "rank" else now, bool(stop)
 
@@ -152,13 +163,15 @@ def _announce(state: TrainState, dataset: Dataset, world: World, log: Log, step:
         "optimizer_groups": {key: sorted(group) for key, group in groups._asdict().items() if group},
         "world_size": world.size,
         "device": str(world.device),
-        "attention": attention.describe(world.device),
+        **state.model.kernels.names(),
+        "compile": recipe.run.compile,
         "versions": versions(),
     }
     log.event("start", step=step, **facts)
     sizes = ", ".join(f"{len(group)} {key}" for key, group in facts["optimizer_groups"].items())
     log.note(f"{recipe.name}: {facts['parameters']:,} parameters ({sizes} tensors), {world.size} x {world.device.type}")
-    log.note(f"attention: {facts['attention']}")
+    compiled = "" if recipe.run.compile == "off" else f", compiled by {recipe.run.compile}"
+    log.note(f"{state.model.kernels.sentence()}{compiled}")
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def test_where_the_clock_jumps_no_boundary_is_missed(place: Place, step_seconds:
 class Behind(World):
     """A rank whose clock shows half of what rank 0's shows."""
 
-    def agree(self, values: Sequence[float]) -> list[float]:
+    def agree(self, values: Sequence[float], *, limit_seconds: float = 0.0) -> list[float]:
         """Answer for rank 0 when asked for the clock and the stop."""
         return [2 * values[0], values[1]] if len(values) == 2 else list(values)
 
@@ -158,3 +158,13 @@ def test_the_clock_of_each_rank_sets_its_rates_and_loop_only_if_asked_and_never_
         assert event["lr_multiplier"] == pytest.approx(multiplier)
         assert event["looping"] == (progress >= 0.35)
     assert {manifest.boundary: manifest.step for manifest in boundaries(place.run("two"))}["pre_loop"] == 7
+
+
+def test_what_is_queued_is_done_before_the_clock_stops(hands: Time) -> None:
+    def settle() -> None:
+        hands.now += 2.0
+
+    clock = Clock(0.0, settle=settle)
+    hands.now += 1.0
+    with clock.paused():
+        assert clock.elapsed_seconds == 3.0

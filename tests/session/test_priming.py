@@ -29,13 +29,13 @@ def test_a_primed_run_has_the_bits_of_one_without(place: Place) -> None:
 
 def test_priming_runs_with_the_loop_off_and_then_on_before_the_training(place: Place, visits: list[int]) -> None:
     place.start("primed", PRIMED)
-    assert visits[3:] == 2 * [4] + 2 * [6] + 7 * [4] + 13 * [6]  # after the three of the rehearsal
+    assert visits[3:] == 2 * [4] + 3 * [6] + 7 * [4] + 13 * [6]  # three are the rehearsal's, the third [6] late QAT's
 
 
 def test_without_a_loop_priming_has_one_part(place: Place, visits: list[int]) -> None:
     short = ("schedule.iterations=2", "average.shadow_snapshots=0")
     place.start("primed", PRIMED, "model.loop=false", "schedule.loop_at=false", *short)
-    assert visits[3:] == 2 * [4] + 2 * [4]
+    assert visits[3:] == 2 * [4] + [4] + 2 * [4]  # late QAT's between
 
 
 def test_priming_steps_are_optimizer_steps_at_the_full_rate_with_the_first_momenta(
@@ -60,7 +60,7 @@ def test_a_resumed_run_is_primed_and_goes_on_with_the_same_bits(place: Place, vi
     cut_back(place, "primed", "pre_qat")
     visits.clear()
     place.resume("primed")
-    assert visits == 2 * [4] + 2 * [6] + 4 * [6]
+    assert visits == 2 * [4] + 3 * [6] + 4 * [6]
     assert digests(place.run("primed")) == digests(place.run("done"))
 
 
@@ -71,9 +71,9 @@ def test_priming_is_over_before_the_clock_starts_and_no_average_sees_it(
     updates: list[int] = []
     begin, update = Clock.__init__, Averages.update
 
-    def started(clock: Clock, elapsed_seconds: float) -> None:
+    def started(clock: Clock, elapsed_seconds: float, **values: Any) -> None:
         starts.append(len(visits))
-        begin(clock, elapsed_seconds)
+        begin(clock, elapsed_seconds, **values)
 
     def updated(averages: Averages, **values: Any) -> None:
         updates.append(len(visits))
@@ -82,8 +82,8 @@ def test_priming_is_over_before_the_clock_starts_and_no_average_sees_it(
     monkeypatch.setattr(Clock, "__init__", started)
     monkeypatch.setattr(Averages, "update", updated)
     place.start("primed", PRIMED)
-    assert starts == [3 + 4]
-    assert updates == list(range(3 + 4 + 1, 3 + 4 + 20 + 1))
+    assert starts == [3 + 5]
+    assert updates == list(range(3 + 5 + 1, 3 + 5 + 20 + 1))
 
 
 def test_stale_momentum_is_all_that_differs_at_the_start_and_it_changes_the_steps(place: Place) -> None:
