@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from golf.artifact.budget import shipped_files
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A module may import its own level, without cycles, and any lower one. A package stands for all of its modules unless
@@ -159,6 +161,14 @@ def test_a_module_imports_its_own_level_and_lower_ones(module: str) -> None:
     own = level(module)
     assert own is not None
     assert [name for name in sorted(imports(module)) if (level(name) or 0) > own] == []
+
+
+def test_what_a_submission_leaves_out_is_used_by_nothing_that_it_ships() -> None:
+    shipped = set(shipped_files())
+    left_out = {module for module, path in FILES.items() if path.is_relative_to(ROOT / "golf") and path not in shipped}
+    users = [module for module, path in FILES.items() if path in shipped and imports(module) & left_out]
+    assert {module.split(".")[1] for module in left_out} == {"bench", "doctor"}
+    assert users == []
 
 
 def test_imports_make_no_cycle() -> None:
