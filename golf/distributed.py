@@ -27,6 +27,7 @@ STEP_SECONDS = 40.0  # for how long a rank may keep the others waiting between t
 PHASE_SECONDS = 3600.0  # and in a phase in which rank 0 alone works for minutes, packing the artifact say
 STOPPED_SECONDS = 15.0  # for how long a rank's process may be stopped
 
+_KEPT_KERNELS = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1"  # else each process compiles FlashAttention-4's anew
 _TIMEOUT = datetime.timedelta(minutes=10)  # of one collective: ranks may have compiled for minutes before they meet
 
 _RENAMED = hasattr(dist, "all_gather_single")  # in PyTorch 2.13, which warns of the old names
@@ -157,6 +158,7 @@ def open_world(*, stopped_seconds: float = STOPPED_SECONDS) -> Iterator[World]:
     When a process of another rank was stopped for `stopped_seconds`, this one says so and ends with exit code 7,
     whatever it is waiting for.
     """
+    os.environ.setdefault(*_KEPT_KERNELS)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield single_world()

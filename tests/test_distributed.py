@@ -1,6 +1,7 @@
 """Collectives of several processes against sums and slices made here, and the words between hosts."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def test_alone_a_tensor_is_handed_through_uncopied() -> None:
     tensor = own(0, 3)
     started = ALONE.start_scatter_mean(tensor, torch.empty(0)), ALONE.start_gather(tensor, torch.empty(0))
     assert [pending.wait() is tensor for pending in started] == [True, True]
+
+
+def test_only_what_lies_in_one_piece_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes nothing else."""
+    given: list[Tensor] = []
+    monkeypatch.setattr("golf.distributed._all_gather", lambda whole, shard, **_: given.append(shard))
+    World(0, 2, 0, CPU).start_gather(own(0, 5).T, torch.empty(6, 5))
+    assert given[0].is_contiguous()
+    assert torch.equal(given[0], own(0, 5).T)
 
 
 def test_what_is_pending_is_divided_once_it_is_there() -> None:
@@ -144,3 +154,15 @@ def test_a_rank_inherits_the_environment_and_knows_its_place(monkeypatch: pytest
     found = rank_environment(3, 4, 4321)
     names = ("GOLF_TEST", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     assert [found[name] for name in names] == ["kept", "3", "3", "4", "4", "4321"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_flash_attention_keeps_its_compiled_kernels_unless_the_user_says_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"
+    monkeypatch.setenv(name, before or "")  # so that it is put back
+    if before is None:
+        monkeypatch.delenv(name)
+    with open_world():
+        assert os.environ[name] == after

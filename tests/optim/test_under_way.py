@@ -79,6 +79,12 @@ def test_all_gradients_are_under_way_before_any_is_waited_for_the_largest_stack_
     assert [event.split()[1] for event in started[len(sizes) :]] == ["mean"]
 
 
+def test_gradients_are_waited_for_in_the_order_in_which_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [event.partition(" scatter ") for event in watched_step(monkeypatch)]
+    started, waited = ([name for kind, _, name in events if name and kind == what] for what in ("start", "wait"))
+    assert waited == started
+
+
 def test_a_stack_is_applied_while_the_next_one_is_gathered_and_adamw_works_during_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

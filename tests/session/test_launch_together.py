@@ -113,6 +113,16 @@ time.sleep(60)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    """As nohup does with SIGHUP."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        error, _ = together("sys.exit(0 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else 3)", processes=2)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert error is None
+
+
 @pytest.mark.parametrize(
     ("codes", "rank"),
     [
