@@ -75,7 +75,8 @@ class Saver:
     def save(self, names: list[str], before: Moment | None, now: Moment, loss: Tensor) -> None:
         """Save the whole state under one or more boundary names; NumericalFaultError if the ranks' weights differ."""
         with self.clock.paused():
-            check_replicas(self.state.model.state_dict(), self.world)
+            if self.state.recipe.compat.clock == "rank0":  # ranks with clocks of their own drift apart by design
+                check_replicas(self.state.model.state_dict(), self.world)
             tensors = self.state.tensors()
             mean_loss = loss.clone()
             self.world.mean_(mean_loss)

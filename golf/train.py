@@ -64,6 +64,7 @@ def train(
             loss.fill_(resume.manifest.metrics.get("train_loss", 0.0))
         _announce(state, dataset, world, log, step)
         prime(state, plans, log, keep_muon_momentum=recipe.compat.stale_muon_momentum and resume is None)
+    world.barrier()  # no rank's clock runs while another one still compiles
     primed = count_graphs()
     clock, pace = Clock(elapsed, settle=world.synchronize), Pace(world.device)
     parents = [resume.manifest.data_sha256] if resume else []

@@ -54,7 +54,7 @@ def profile_steps(state: TrainState, plan: LayerPlan, world: World, *, steps: in
     on_gpu = world.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     take_steps(state, plan, world, 1)
-    with torch.profiler.profile(activities=[activity]) as profiled:
+    with torch.profiler.profile(activities=[activity], acc_events=True) as profiled:
         take_steps(state, plan, world, steps)
     totals: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     for event in profiled.key_averages():

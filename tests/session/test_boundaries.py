@@ -203,3 +203,17 @@ def test_a_step_in_several_micro_batches_is_the_step_in_one(place: Place) -> Non
         assert float((micro[name] - value).abs().max() / value.abs().max()) < 1e-5
     micro_loss, loss = (manifests(place, name)["final_raw"].metrics["train_loss"] for name in ("micro", "whole"))
     assert micro_loss == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("own_clocks", [(), ("compat.clock=rank", "schedule.max_seconds=900")])
+def test_the_ranks_weights_are_compared_at_every_boundary_unless_each_has_a_clock(
+    place: Place, monkeypatch: pytest.MonkeyPatch, own_clocks: tuple[str, ...]
+) -> None:
+    compared: list[set[str]] = []
+    monkeypatch.setattr("golf.saver.check_replicas", lambda tensors, world: compared.append(set(tensors)))
+    place.start("checked", *own_clocks)
+    saved = load_checkpoint(place.run("checked") / "init.json").tensors("model/")
+    saves = {manifest.step for name, manifest in manifests(place, "checked").items() if name != "final_ema"}
+    assert len(compared) == (0 if own_clocks else len(saves))
+    assert len(saves) > 2
+    assert all(found == set(saved) for found in compared)
