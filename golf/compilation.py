@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+import torch._dynamo
 from torch._dynamo.utils import counters
 
 from golf.model.gpt import GPT, walk
@@ -19,6 +20,9 @@ Compile = Literal["off", "block", "model"]
 def compile_model(model: GPT, how: Compile, *, backend: str = "inductor") -> None:
     """Compile the forward of `model` in place; nothing is built before its first use."""
     if how == "block":
+        # All layers share one code object, but have a graph each: for training, late QAT and evaluation.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 4 * len(model.blocks))
         for block in model.blocks:
             block.compile(fullgraph=True, dynamic=False, backend=backend)
     elif how == "model":

@@ -49,7 +49,8 @@ def _input_gradient(gradients: Sequence[Tensor], weights: Sequence[Tensor], x: T
     order = sorted(range(len(weights)), key=lambda index: -weights[index].shape[1])
     first = order[0]
     total = torch.mm(gradients[first], weights[first])
-    total = F.pad(total, (0, x.shape[-1] - total.shape[-1]))
+    if total.shape[1] < x.shape[-1]:
+        total = F.pad(total, (0, x.shape[-1] - total.shape[1]))
     for index in order[1:]:
         total[:, : weights[index].shape[1]].addmm_(gradients[index], weights[index])
     return total.view_as(x)
