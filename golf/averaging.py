@@ -63,12 +63,11 @@ class Averages:
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of all averages under ema/, swa/ and shadow/<width>/, on the CPU."""
-        sections = {"ema": self.ema, "swa": self.swa, **self.shadow_sections()}
-        return {f"{key}/{name}": t.to("cpu", copy=True) for key, part in sections.items() for name, t in part.items()}
+        return _on_cpu({"ema": self.ema, "swa": self.swa, **self.shadow_sections()})
 
     def shadow_state(self) -> dict[str, Tensor]:
         """Return copies of the shadows alone."""
-        return {name: tensor for name, tensor in self.state().items() if name.startswith("shadow/")}
+        return _on_cpu(self.shadow_sections())
 
     def shadow_sections(self) -> dict[str, Weights]:
         """Name the shadows as a checkpoint does."""
@@ -98,3 +97,7 @@ class Averages:
 
     def _zeros(self) -> Weights:
         return {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in self.live.items()}
+
+
+def _on_cpu(sections: Mapping[str, Weights]) -> dict[str, Tensor]:
+    return {f"{key}/{name}": t.to("cpu", copy=True) for key, part in sections.items() for name, t in part.items()}

@@ -63,10 +63,12 @@ class Saver:
     def at_boundaries(self, before: Moment | None, now: Moment, loss: Tensor) -> bool:
         """Save what lies between the last step and this one; say whether there was anything."""
         index = None if before is None else shadow_index(self.state.recipe, before, now)
-        if index is not None and self.world.is_main:
+        if index is not None:
             with self.clock.paused():
-                manifest = self._manifest(f"shadow_{index}", before, now, {})
-                self.shadow_writer.submit(manifest, tensors=self.state.averages.shadow_state())
+                if self.world.is_main:
+                    manifest = self._manifest(f"shadow_{index}", before, now, {})
+                    self.shadow_writer.submit(manifest, tensors=self.state.averages.shadow_state())
+                self.world.barrier()  # nobody trains while rank 0's clock stands
         names = boundaries(self.state.recipe, before, now)
         if names:
             self.save(names, before, now, loss)
@@ -83,6 +85,7 @@ class Saver:
             if self.world.is_main:
                 metrics = {"train_loss": float(mean_loss)} if now.step else {}
                 self._submit(names, self._manifest(names[0], before, now, metrics), tensors)
+            self.world.barrier()  # nobody trains while rank 0's clock stands
 
     def finish(self, before: Moment | None, now: Moment, loss: Tensor) -> str:
         """Save final_raw and, if the recipe averages, final_ema or final_swa; return the name of the last, written."""
@@ -97,11 +100,12 @@ class Saver:
                 f"average.use is swa, but snapshots taken: {count}; the result is its source ({source}) instead"
             )
         if use != "raw" and self.world.is_main:
-            raw = self.writer.settle()
-            assert raw is not None
-            self.parents = [raw.data_sha256]
-            weights = {f"model/{name}": tensor.cpu() for name, tensor in averages.final().items()}
-            self._submit([boundary], self._manifest(boundary, before, now, {}), weights)
+            with self.clock.paused():  # the training is over; waiting for the disk is none of it
+                raw = self.writer.settle()
+                assert raw is not None
+                self.parents = [raw.data_sha256]
+                weights = {f"model/{name}": tensor.cpu() for name, tensor in averages.final().items()}
+                self._submit([boundary], self._manifest(boundary, before, now, {}), weights)
         self.close()
         self.world.barrier()
         return boundary

@@ -73,6 +73,8 @@ def step(steps: int, profile: Path | None, **common: Any) -> None:
 
     if profile is not None:
         check_form(profile)
+        if profile.exists() and not common["force"]:
+            raise click.UsageError(f"{profile} exists; name another file or give --force")
     _report(lambda bench: bench_steps(bench, steps=steps, profile=profile), **common)
 
 
@@ -226,12 +228,12 @@ def _report(
         report = work(Bench(chosen, data, world, log))
         if not world.is_main:
             return
-    if out is not None:
-        write_report(report, out)
     if as_json:
         echo_json(report.to_dict())
     else:
         click.echo(format_report(report))
+    if out is not None:  # after it was printed: what was measured must not be lost with a full disk
+        write_report(report, out)
     _exit_if(report.failures)
 
 

@@ -84,7 +84,13 @@ def test_the_seconds_of_a_boundary_lie_between_those_of_the_steps_around_it(fini
 def test_gathering_and_handing_over_checkpoints_is_not_training_time(
     place: Place, hands: Time, step_seconds: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for owner, name in ((TrainState, "tensors"), (Averages, "shadow_state"), (CheckpointWriter, "submit")):
+    slow = (
+        (TrainState, "tensors"),
+        (Averages, "shadow_state"),
+        (CheckpointWriter, "submit"),
+        (CheckpointWriter, "settle"),
+    )
+    for owner, name in slow:
         monkeypatch.setattr(owner, name, taking(50.0, getattr(owner, name), hands))
     assert place.start("slow")["train_seconds"] == 20.0  # a second a step
     assert hands.now > 100 + 50 * (len(STEPS) + len(SHADOW_STEPS))
@@ -168,3 +174,19 @@ def test_what_is_queued_is_done_before_the_clock_stops(hands: Time) -> None:
     hands.now += 1.0
     with clock.paused():
         assert clock.elapsed_seconds == 3.0
+
+
+def test_all_ranks_wait_while_rank_0_saves(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[bool] = []
+    standing: list[Clock] = []
+    begin = Clock.__init__
+
+    def started(clock: Clock, elapsed_seconds: float, **values: Any) -> None:
+        standing.append(clock)
+        begin(clock, elapsed_seconds, **values)
+
+    monkeypatch.setattr(Clock, "__init__", started)
+    monkeypatch.setattr(World, "barrier", lambda world: waits.append(bool(standing) and standing[0]._stands))
+    place.start("waiting")
+    saves = len(set(STEPS.values()))
+    assert waits.count(True) == saves + len(SHADOW_STEPS)
