@@ -192,13 +192,16 @@ def compare(first: Path, second: Path, fail_above: float | None, as_json: bool) 
     from golf.bench.compare import compare_reports, format_comparison
     from golf.bench.report import read_report
 
+    if fail_above is not None and not fail_above < float("inf"):
+        raise click.UsageError(f"--fail-above is {fail_above}; name a percentage")
     comparison = compare_reports(read_report(first), read_report(second))
     if as_json:
         echo_json(comparison.to_dict())
     else:
         click.echo(format_comparison(comparison))
     slower = [] if fail_above is None else comparison.slower_than(fail_above)
-    _exit_if([f"{change.name} takes {change.percent:.1f} % more time" for change in slower])
+    unmeasured = ["nothing was timed in both"] if fail_above is not None and not comparison.changes else []
+    _exit_if([*unmeasured, *(f"{change.name} takes {change.percent:.1f} % more time" for change in slower)])
 
 
 def _report(

@@ -49,7 +49,12 @@ def compare_reports(first: Report, second: Report) -> Comparison:
     figures, figures_after = ({one.name: one for one in report.figures} for report in (first, second))
     names, names_after = [*times, *figures], [*times_after, *figures_after]
     return Comparison(
-        changes=tuple(_change(times[name], times_after[name]) for name in times if name in times_after),
+        changes=tuple(
+            _change(one, times_after[name])
+            for name, one in times.items()
+            if name in times_after
+            and min(one.seconds, times_after[name].seconds) > 0  # a difference may be lost in noise
+        ),
         figures=tuple((figures[name], figures_after[name]) for name in figures if name in figures_after),
         alone=tuple(name for name in (*names, *names_after) if (name in names) != (name in names_after)),
         differing=(*_differences(first, second), *_failures("before", first), *_failures("after", second)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def read_report(path: Path) -> Report:
             machine=dict(values["machine"]),
             time=values["time"],
             measurements=tuple(
-                Measurement(**{key: value for key, value in one.items() if key in kept})
+                _checked(Measurement(**{key: value for key, value in one.items() if key in kept}))
                 for one in values["measurements"]
             ),
             figures=tuple(Figure(**one) for one in values["figures"]),
@@ -87,6 +88,17 @@ def read_report(path: Path) -> Report:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFileError(path, f"an entry is missing or of the wrong kind ({error})", "measure again") from None
+
+
+def _checked(one: Measurement) -> Measurement:
+    """Raise ValueError unless times and noise are numbers that can be compared."""
+    noise = () if one.noise is None else (one.noise,)
+    if not isinstance(one.name, str):
+        raise ValueError(f"the name {one.name!r} is no text")
+    for value in (one.seconds, one.low, one.high, *noise):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+            raise ValueError(f"{one.name}: {value!r} is no finite number")
+    return one
 
 
 def format_report(report: Report) -> str:

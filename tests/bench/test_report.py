@@ -89,3 +89,30 @@ def test_findings_become_a_report_of_now_and_of_this_machine() -> None:
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(report.time)
     assert 0 <= age.total_seconds() < 60
     assert torch.__version__.startswith(report.machine["versions"]["torch"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seconds", "1"),
+        ("seconds", None),
+        ("seconds", True),
+        ("low", float("nan")),
+        ("high", float("inf")),
+        ("name", 5),
+    ],
+)
+def test_a_time_that_is_no_number_is_refused_by_its_file(tmp_path: Path, key: str, value: object) -> None:
+    values = REPORT.to_dict()
+    values["measurements"][0][key] = value
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    with pytest.raises(BadFileError, match=r"r.json: .*(no finite number|is no text)"):
+        read_report(tmp_path / "r.json")
+
+
+def test_a_noise_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    values = REPORT.to_dict()
+    values["measurements"][0]["noise"] = float("nan")
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    with pytest.raises(BadFileError, match="no finite number"):
+        read_report(tmp_path / "r.json")

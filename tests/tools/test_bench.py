@@ -231,6 +231,15 @@ def test_a_comparison_fails_above_a_limit_if_asked_to(
     assert said.err == ("failed: step takes 50.0 % more time\n" if code else "")
 
 
+def test_a_limit_is_not_kept_by_measuring_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write_report(report_of({f"step {name}": [1.0]}), tmp_path / f"{name}.json")
+    words = ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--fail-above"]
+    said = golf(capsys, *words, "3")
+    assert (said.code, said.err) == (1, "failed: nothing was timed in both\n")
+    assert golf(capsys, *words, "nan").code == 2
+
+
 def test_a_comparison_can_be_had_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_report(report_of({"step": [1.0]}), tmp_path / "a.json")
     said = golf(capsys, "bench", "compare", tmp_path / "a.json", tmp_path / "a.json", "--json")
