@@ -26,7 +26,7 @@ from golf.bench.training import LOOPS, time_steps
 from golf.config import Recipe
 from golf.data.shards import Dataset
 from golf.distributed import VIRTUAL_RANKS, World
-from golf.errors import UsageError
+from golf.errors import EnvironmentUnfitError, UsageError
 from golf.log import Log
 from golf.model.plan import LayerPlan, plan_layers
 from golf.priming import prime
@@ -173,12 +173,17 @@ def _kernel_findings(
 def _training_findings(bench: Bench, dataset: Dataset, ceilings: Ceilings, *, steps: int, root: Path) -> Findings:
     """Time steps, then checkpoints in a folder of their own in `root`, which is removed."""
     plans, world = _plans(bench.recipe), bench.world
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentUnfitError(
+            f"{root}: no folder can be made here ({error.strerror}); name another --root"
+        ) from None
     with bench.primed(dataset, plans) as state:
         found = time_steps(state, plans, world, ceilings, steps=steps)
         times = {one.name: one.seconds for one in found.measurements}
         off = times[f"step/{LOOPS[False]}"]
         step_seconds = {False: off, True: times.get(f"step/{LOOPS[True]}", off)}
-        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".golf-bench-", dir=root) as folder:
             found.add(time_saving(state, world, bench.log, Path(folder), step_seconds=step_seconds))
     return found

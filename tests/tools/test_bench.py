@@ -152,6 +152,16 @@ def test_checkpoints_are_written_below_the_root_and_removed(
     assert list(root.iterdir()) == []
 
 
+def test_a_root_that_is_a_file_is_refused_before_anything_is_timed(
+    finished: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "time_steps", None)
+    (tmp_path / "file").touch()
+    said = golf(capsys, "bench", "checkpoint", finished.toml, *FAST, "--root", tmp_path / "file")
+    assert said.code == 4
+    assert "file: no folder can be made here" in said.err
+
+
 def test_a_start_is_timed_with_the_words_of_the_command(
     finished: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
