@@ -25,7 +25,7 @@ MOUNTS = parse_mounts(POD)
     ("path", "form", "kind"),
     [
         ("/", "overlay", "disk"),
-        ("/work/checkpoints", "overlay", "disk"),
+        ("/runs/checkpoints", "overlay", "disk"),
         ("/workspace", "fuse", "network"),
         ("/workspace/run/a", "fuse", "network"),
         ("/workspaces/run", "overlay", "disk"),  # a name that only begins alike
@@ -74,7 +74,7 @@ def test_lines_that_are_cut_short_are_left_out() -> None:
 
 
 def test_without_a_table_nothing_is_known() -> None:
-    assert mount_of(Path("/work"), []) is None
+    assert mount_of(Path("/home"), []) is None
 
 
 def test_this_machine_s_root_is_mounted() -> None:
