@@ -13,6 +13,7 @@ from torch import Tensor
 
 from golf.errors import EnvironmentUnfitError
 from golf.kernels.attention import attention
+from golf.kernels.flash3_builds import find_flash3
 from golf.kernels.flash_ops import DTYPES, open_flash3, open_flash4, open_varlen
 
 AttentionChoice = Literal["auto", "fa4", "fa3", "varlen", "padded"]
@@ -30,8 +31,8 @@ class _Flash(NamedTuple):
     """What an implementation by FlashAttention is, where it runs and how one comes by it."""
 
     title: str
-    module: str
-    packages: tuple[str, ...]
+    module: str  # what is said to be missing or broken
+    packages: Callable[[], tuple[str, ...]]  # that it is installed by; none if it is not
     majors: range  # of the compute capabilities that its kernels are made for
     open: Callable[[], Callable[..., Tensor]]
     remedy: str
@@ -41,23 +42,23 @@ _FLASH = {
     "fa4": _Flash(
         "FlashAttention-4",
         "flash_attn.cute",
-        ("flash-attn-4", "nvidia-cutlass-dsl"),
+        lambda: _packages_of("flash_attn.cute", "flash-attn-4", "nvidia-cutlass-dsl"),
         range(9, 13),
         open_flash4,
         "pip install flash-attn-4",
     ),
     "fa3": _Flash(
         "FlashAttention-3",
-        "flash_attn_interface",
-        ("flash-attn-3",),
+        "flash_attn_3",
+        lambda: () if (build := find_flash3()) is None else (build.package,),
         range(9, 10),
         open_flash3,
-        "build FlashAttention's hopper folder for this PyTorch",
+        "pip install --no-deps xformers==0.0.34 nvidia-cuda-runtime-cu12, or build FlashAttention's hopper folder",
     ),
     "varlen": _Flash(
         "FlashAttention-2 by PyTorch's varlen_attn",
         "torch.nn.attention.varlen",
-        ("torch",),
+        lambda: _packages_of("torch.nn.attention.varlen", "torch"),
         range(8, 13),
         open_varlen,
         "install PyTorch 2.10 or newer",
@@ -115,20 +116,21 @@ def _open(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     if major not in flash.majors:
         raise _UnusableError(f"no kernels for compute capability {major}.{minor}", "take another GPU")
     try:
-        function = flash.open() if _is_installed(flash.module) else None
+        packages = flash.packages()
+        function = flash.open() if packages else None
     except Exception as error:  # a foreign package's import may raise anything, from a missing library to an assertion
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise _UnusableError(f"{flash.module} is installed but broken ({told})", flash.remedy) from error
     if function is None:
         raise _UnusableError(f"{flash.module} is not installed", flash.remedy)
-    versions = ", ".join(f"{package} {_version(package)}" for package in flash.packages)
+    versions = ", ".join(f"{package} {_version(package)}" for package in packages)
     return Backend(name, function, f"{flash.title} ({versions})")
 
 
-def _is_installed(module: str) -> bool:
-    """Say whether a module can be found; its package is imported on the way, and may raise anything."""
-    package = module.partition(".")[0]
-    return find_spec(package) is not None and find_spec(module) is not None
+def _packages_of(module: str, *packages: str) -> tuple[str, ...]:
+    """Return `packages` if their module can be found; its parent is imported on the way, and may raise anything."""
+    parent = module.partition(".")[0]
+    return packages if find_spec(parent) is not None and find_spec(module) is not None else ()
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,7 @@
 """FlashAttention's kernels for packed segments, as operators that torch.compile does not look into.
 
-FlashAttention-4 is `flash_attn.cute` (package flash-attn-4), FlashAttention-3 is `flash_attn_interface` (built from the
-same repository's hopper folder), and PyTorch carries FlashAttention-2 as `varlen_attn`. None is imported before its
+FlashAttention-4 is `flash_attn.cute` (package flash-attn-4), FlashAttention-3 comes from several packages
+(`flash3_builds.py`), and PyTorch carries FlashAttention-2 as `varlen_attn`. None is imported before its
 `open_…` is called. What they compute is `golf.kernels.attention.attention`, with which tests compare them; but none
 looks at the lengths of the segments, because that would make the host wait for the GPU. Gradients are summed by atomic
 additions, so their last bits differ from run to run.
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from golf.kernels.flash3_builds import find_flash3
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
@@ -47,11 +49,15 @@ def flash4_attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max
 
 
 def open_flash3() -> Callable[..., Tensor]:
-    """Import FlashAttention-3 and return its form of `attention`.
+    """Load FlashAttention-3 and return its form of `attention`.
 
-    Raises what the import raises, AttributeError or TypeError if it registers no operators or others than golf knows.
+    Raises ImportError if it is not installed, what the loading raises, and AttributeError or TypeError if it registers
+    no operators or others than golf knows.
     """
-    import_module("flash_attn_interface")
+    build = find_flash3()
+    if build is None:
+        raise ImportError("no package with FlashAttention-3 is installed")
+    build.load()
     settings = _settings(None, 0, 64, causal="is_causal")
     _require_arguments(torch.ops.flash_attn_3.fwd, "q", "k", "v", "num_splits", *settings)
     _require_arguments(torch.ops.flash_attn_3.bwd, "dout", "q", "out", "softmax_lse", "dq", "dk", "dv", *settings)

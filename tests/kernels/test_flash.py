@@ -76,7 +76,7 @@ def test_hopper_takes_pytorchs_own_where_both_are_missing(full: pytest.MonkeyPat
     assert choose()[::2] == (
         "varlen",
         "FlashAttention-2 by PyTorch's varlen_attn (torch 2.11.0); not fa4: flash_attn.cute is not installed; "
-        "not fa3: flash_attn_interface is not installed",
+        "not fa3: flash_attn_3 is not installed",
     )
 
 
@@ -84,7 +84,7 @@ def test_hopper_takes_the_padded_form_where_nothing_is_installed(bare: pytest.Mo
     backend = choose()
     assert backend.function is attention
     assert backend.description == (
-        f"{PADDED} (cuda); not fa4: flash_attn.cute is not installed; not fa3: flash_attn_interface is not installed; "
+        f"{PADDED} (cuda); not fa4: flash_attn.cute is not installed; not fa3: flash_attn_3 is not installed; "
         "not varlen: torch.nn.attention.varlen is not installed"
     )
 
@@ -141,7 +141,11 @@ def test_one_asked_for_by_name_is_taken_whatever_else_is_there(full: pytest.Monk
     ("name", "remedy"),
     [
         ("fa4", "flash_attn.cute is not installed; pip install flash-attn-4, or"),
-        ("fa3", "flash_attn_interface is not installed; build FlashAttention's hopper folder for this PyTorch, or"),
+        (
+            "fa3",
+            "flash_attn_3 is not installed; pip install --no-deps xformers==0.0.34 nvidia-cuda-runtime-cu12, "
+            "or build FlashAttention's hopper folder, or",
+        ),
         ("varlen", "torch.nn.attention.varlen is not installed; install PyTorch 2.10 or newer, or"),
     ],
 )
