@@ -218,12 +218,18 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is there, no rank makes it
         "TORCHELASTIC_RESTART_COUNT": 0,
     }
-    return os.environ | {key: str(value) for key, value in settings.items()}
+    threads = {"OMP_NUM_THREADS": str(max(1, _cores() // size))}  # ranks that take all cores each crawl
+    return threads | os.environ | {key: str(value) for key, value in settings.items()}
 
 
 def inside_launcher() -> bool:
     """Whether golf's launcher or torchrun started this process."""
     return "WORLD_SIZE" in os.environ
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processes(store: Store, rank: int, size: int) -> dict[int, str]:

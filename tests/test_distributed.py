@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from golf import distributed
 from golf.distributed import Pending, World, check_size, inside_launcher, open_world, rank_environment
 from golf.errors import UsageError
 from tests.ranks import CPU, run_ranks
@@ -154,6 +155,15 @@ def test_a_rank_inherits_the_environment_and_knows_its_place(monkeypatch: pytest
     found = rank_environment(3, 4, 4321)
     names = ("GOLF_TEST", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     assert [found[name] for name in names] == ["kept", "3", "3", "4", "4", "4321"]
+
+
+@pytest.mark.parametrize(("cores", "size", "threads"), [(128, 8, "16"), (2, 8, "1"), (16, 1, "16")])
+def test_ranks_share_the_cores(cores: int, size: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert rank_environment(0, size, 1)["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert rank_environment(0, size, 1)["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
