@@ -65,6 +65,7 @@ class RunConfig:
     kernels: Literal["auto", "plain"] = "auto"  # of the model; auto: fused ones on a GPU, plain PyTorch elsewhere
     attention: Literal["auto", "fa4", "fa3", "varlen", "padded"] = "auto"  # auto: the first of them that is installed
     compile: Literal["off", "block", "model"] = "off"  # by torch.compile: each block alone, or all of them as one graph
+    cuda_graphs: bool = True  # on a GPU: what a batch needs is recorded once and replayed
     cpu_threads: int = 0  # without a GPU: threads of a process, on which the last digits depend; 0 = PyTorch's choice
     checkpoints: tuple[str, ...] = ()  # beside the phase boundaries: "frac_25" (percent) or "step_500"
 

@@ -20,6 +20,7 @@ from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
+from golf.recording import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,27 @@ class ValidationStream:
         return Batch(inputs, targets, cu_seqlens, seq_len), positions < stop - start, int(charged.sum())
 
 
+class TokenLosses:
+    """Each target's loss under one plan, from the weights that the model holds when it is asked."""
+
+    def __init__(self, model: GPT, plan: LayerPlan, *, records: bool = False) -> None:
+        self.model, self.plan = model, plan
+        self.recorder = Recorder(self._compute, next(model.parameters()).device, records=records)
+
+    def of(self, batch: Batch, *, rounds_logits: bool) -> Tensor:
+        """Return the losses (B, T) in nats, float32, valid until the next call; `batch` may lie anywhere."""
+        return self.recorder(batch, rounds_logits)
+
+    def _compute(self, batch: Batch, rounds_logits: bool) -> Tensor:
+        logits, cap = self.model.raw_logits(batch, plan=self.plan), self.model.config.logit_softcap
+        return self.model.kernels.cross_entropy(logits, batch.targets, cap=cap, rounds=rounds_logits)
+
+
 @torch.no_grad()
 def evaluate(
-    model: GPT,
+    losses: TokenLosses,
     stream: ValidationStream,
     *,
-    plan: LayerPlan,
     world: World,
     limit_batches: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -130,12 +146,10 @@ def evaluate(
     sums = torch.zeros(rounds, 3, dtype=torch.float64, device=world.device)
     for turn, index in _own(count, world):
         batch, mask, charged = stream.batch(index)
-        batch = batch.pinned().to(world.device, non_blocking=True)
-        logits, cap = model.raw_logits(batch, plan=plan), model.config.logit_softcap
-        losses = model.kernels.cross_entropy(logits, batch.targets, cap=cap, rounds=stream.rounds_logits).double()
+        found = losses.of(batch.pinned(), rounds_logits=stream.rounds_logits).double()
         if not mask.all():  # the last batch alone: a copy of the mask would wait for everything that is queued
-            losses = torch.where(mask.to(world.device), losses, 0.0)
-        sums[turn, 0] = losses.sum()
+            found = torch.where(mask.to(world.device), found, 0.0)
+        sums[turn, 0] = found.sum()
         sums[turn, 1], sums[turn, 2] = int(mask.sum()), charged
         advance(1)
     gathered = world.gather(sums).view(world.size, rounds, 3).transpose(0, 1).reshape(-1, 3)  # in batch order

@@ -118,7 +118,7 @@ def _values(bench: Workbench, score: Score, *, limit_batches: int | None = None)
         stream = replace(bench.stream, whole_batches_of=VIRTUAL_RANKS)
         few = f"compat.eval_drop_tail leaves no target to score: no rank of {VIRTUAL_RANKS} has a whole batch"
         require(len(stream) > 0, f"{few}; lower eval.batch_tokens or switch it off")
-        dropped = evaluate(bench.model, stream, plan=bench.plan, world=bench.world, limit_batches=limit_batches)
+        dropped = evaluate(bench.losses, stream, world=bench.world, limit_batches=limit_batches)
         values["drop_tail"] = dropped.to_dict()
     return values
 

@@ -6,7 +6,6 @@ from golf.log import Log
 from golf.model.plan import LayerPlan
 from golf.schedule import muon_momentum
 from golf.train_state import TrainState
-from golf.train_step import forward_backward
 
 
 def prime(state: TrainState, plans: Mapping[bool, LayerPlan], log: Log, *, keep_muon_momentum: bool) -> None:
@@ -25,11 +24,11 @@ def prime(state: TrainState, plans: Mapping[bool, LayerPlan], log: Log, *, keep_
     with log.progress(len(loops) * recipe.run.priming_steps, "prime") as bar:
         for looping in loops:
             for step in range(recipe.run.priming_steps):
-                forward_backward(state, plans[looping], late_qat=False)
+                state.forward_backward(plans[looping], late_qat=False)
                 optimizer.step(lr_multiplier=1.0, momentum=muon_momentum(recipe.optim, step))
                 bar.advance()
         if recipe.schedule.late_qat_below > 0:
-            forward_backward(state, plans[loops[-1]], late_qat=True)  # another graph, wanted in the middle of the run
+            state.forward_backward(plans[loops[-1]], late_qat=True)  # another graph, wanted in the middle of the run
             state.model.zero_grad()
     if keep_muon_momentum:
         saved |= {name: tensor for name, tensor in optimizer.state().items() if name.endswith("/momentum")}

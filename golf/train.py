@@ -30,7 +30,6 @@ from golf.run_folder import RunFolder, versions
 from golf.saver import Clock, Saver
 from golf.schedule import Moment, moment
 from golf.train_state import TrainState
-from golf.train_step import forward_backward
 
 FIRST_STEPS = 5  # are all reported: a wrong start shows at once
 UNBEGUN = "nothing saved yet; start it again with the same command"
@@ -86,7 +85,7 @@ def train(
                 raise InterruptedRunError(f"stopped at step {step}; continue with: {how}")
             if now.done:
                 return saver.finish(before, now, loss)
-            loss = forward_backward(state, plans[own.looping], late_qat=own.late_qat)
+            loss = state.forward_backward(plans[own.looping], late_qat=own.late_qat)
             norm = state.optimizer.step(lr_multiplier=own.lr_multiplier, momentum=own.momentum)
             step, before = step + 1, now
             state.averages.update(step=step, lr_multiplier=own.lr_multiplier)

@@ -15,7 +15,9 @@ from golf.data.sequential import SequentialStream
 from golf.data.shards import Dataset
 from golf.distributed import VIRTUAL_RANKS, World
 from golf.errors import BadFileError
+from golf.gradient import StepGradient
 from golf.model.gpt import GPT
+from golf.model.plan import LayerPlan
 from golf.optim.optimizer import Optimizer
 from golf.run_model import build_run_model
 
@@ -29,13 +31,19 @@ class TrainState:
     optimizer: Optimizer
     averages: Averages
     loader: Loader
+    gradient: StepGradient
 
     @classmethod
     def build(cls, recipe: Recipe, dataset: Dataset, world: World) -> "TrainState":
         """Build the state before the first step."""
         model, dtype = build_run_model(recipe, world), getattr(torch, recipe.run.dtype)
         optimizer = Optimizer(model, recipe.optim, dtype=dtype, world=world, clip=recipe.compat.clip)
-        return cls(recipe, model, optimizer, Averages(model, recipe.average), open_loader(recipe, dataset, world))
+        averages, loader = Averages(model, recipe.average), open_loader(recipe, dataset, world)
+        return cls(recipe, model, optimizer, averages, loader, StepGradient(model, recipe))
+
+    def forward_backward(self, plan: LayerPlan, *, late_qat: bool) -> Tensor:
+        """Make the parameters' `.grad` that of the next step's mean loss; return this rank's mean loss ()."""
+        return self.gradient.of(self.loader.next_step(), plan, late_qat=late_qat)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return CPU copies of all tensors under model/, ema/, swa/, shadow/ and optim/. A collective."""

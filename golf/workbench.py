@@ -19,7 +19,7 @@ from golf.data.bytes import byte_counter
 from golf.data.shards import Dataset, read_shard
 from golf.distributed import World
 from golf.errors import BadFileError
-from golf.evaluate import Score, ValidationStream, evaluate
+from golf.evaluate import Score, TokenLosses, ValidationStream, evaluate
 from golf.log import Log
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan, plan_layers
@@ -27,6 +27,7 @@ from golf.quant.calibration import CalibrationSet, collect_hessians
 from golf.quant.pipeline import dequantize_weights, needs_hessians, quantize_weights
 from golf.quant.prune import pack_within
 from golf.quant_config import QuantConfig
+from golf.recording import can_record
 from golf.roles import is_exported
 from golf.run_model import build_run_model
 
@@ -48,6 +49,7 @@ class Workbench:
     world: World
     model: GPT
     plan: LayerPlan
+    losses: TokenLosses
     stream: ValidationStream
 
     @classmethod
@@ -55,7 +57,8 @@ class Workbench:
         """Build the model once; weights are swapped in place afterwards."""
         model = build_run_model(recipe, world)
         plan = plan_layers(recipe.model, looping=looping)
-        return cls(recipe, dataset, world, model, plan, validation_stream(recipe, dataset))
+        losses = TokenLosses(model, plan, records=can_record(recipe.run, model.kernels, world.device))
+        return cls(recipe, dataset, world, model, plan, losses, validation_stream(recipe, dataset))
 
     def load(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Put `weights` into the model; return those that an artifact holds on its device, apart from it.
@@ -69,9 +72,8 @@ class Workbench:
         """Score the weights that the model holds."""
         with log.progress(len(self.stream), label) as bar:
             return evaluate(
-                self.model,
+                self.losses,
                 self.stream,
-                plan=self.plan,
                 world=self.world,
                 limit_batches=limit_batches,
                 advance=lambda count: bar.advance(count * self.world.size),
@@ -117,9 +119,7 @@ class Workbench:
             data = pack_within(stored, config.prune_to_bytes, pack)
         data = self.world.share_bytes(data)
         self.load(dequantize_weights(unpack_bytes(data).tensors, exported(self.model.state_dict())))
-        return Outcome(
-            data, evaluate(self.model, self.stream, plan=self.plan, world=self.world, limit_batches=limit_batches)
-        )
+        return Outcome(data, evaluate(self.losses, self.stream, world=self.world, limit_batches=limit_batches))
 
 
 def validation_stream(recipe: Recipe, dataset: Dataset) -> ValidationStream:

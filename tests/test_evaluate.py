@@ -14,7 +14,7 @@ from golf.data.documents import Batch
 from golf.data.shards import Dataset
 from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
-from golf.evaluate import Score, ValidationStream, evaluate
+from golf.evaluate import Score, TokenLosses, ValidationStream, evaluate
 from golf.model.init import build_model
 from golf.model.plan import plan_layers
 from tests.pico import BOS, pico_dataset, pico_model, pico_recipe
@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_single_tokens_in_their_contexts(stream: ValidationS
         bounds = torch.tensor([*segment_starts(context.tolist()), len(context)], dtype=torch.int32)
         row, targets = torch.from_numpy(context)[None], torch.from_numpy(tokens[first + 1 : position + 1])[None]
         total += float(model(Batch(row, targets, bounds, 16), plan=PLAN)[0, -1])
-    found = evaluate(model, stream, plan=PLAN, world=ALONE)
+    found = evaluate(TokenLosses(model, PLAN), stream, world=ALONE)
     assert found.loss_sum == pytest.approx(total, rel=1e-6)
 
 
@@ -67,11 +67,13 @@ def test_losses_are_summed_in_float64(stream: ValidationStream) -> None:
     model = pico_model(RECIPE)
     batches = [stream.batch(index) for index in range(len(stream))]
     losses = [loss for batch, mask, _ in batches for loss in model(batch, plan=PLAN)[mask].tolist()]
-    assert evaluate(model, stream, plan=PLAN, world=ALONE).loss_sum == pytest.approx(math.fsum(losses), rel=1e-14)
+    assert evaluate(TokenLosses(model, PLAN), stream, world=ALONE).loss_sum == pytest.approx(
+        math.fsum(losses), rel=1e-14
+    )
 
 
 def test_every_target_and_its_bytes_are_counted_once_the_ragged_tail_too(stream: ValidationStream) -> None:
-    found = evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE)
+    found = evaluate(TokenLosses(pico_model(RECIPE), PLAN), stream, world=ALONE)
     assert isinstance(stream.counter, SidecarByteCounter)
     assert (len(stream), found.tokens, found.bytes) == (3, 140, int(stream.counter.val_bytes[1:].sum()))
 
@@ -82,14 +84,14 @@ def test_no_length_of_the_stream_loses_a_target(tmp_path: Path, count: int) -> N
     batches = [stream.batch(index) for index in range(len(stream))]
     scored = torch.cat([batch.targets[mask] for batch, mask, _ in batches])
     assert scored.tolist() == stream.tokens[1:].tolist()
-    assert evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE).tokens == count - 1
+    assert evaluate(TokenLosses(pico_model(RECIPE), PLAN), stream, world=ALONE).tokens == count - 1
 
 
 def test_padding_of_the_last_batch_does_not_change_its_score(stream: ValidationStream) -> None:
     model = pico_model(RECIPE)
     short = dataclasses.replace(stream, tokens=stream.tokens[128:], config=EvalConfig(seq_len=16, batch_tokens=16))
     padded = dataclasses.replace(short, config=RECIPE.eval)
-    found, expected = (evaluate(model, part, plan=PLAN, world=ALONE).loss_sum for part in (padded, short))
+    found, expected = (evaluate(TokenLosses(model, PLAN), part, world=ALONE).loss_sum for part in (padded, short))
     assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -100,15 +102,15 @@ def test_all_batches_have_one_shape(stream: ValidationStream) -> None:
 
 def test_a_limit_scores_the_first_batches_alone(stream: ValidationStream) -> None:
     model = pico_model(RECIPE)
-    limited = evaluate(model, stream, plan=PLAN, world=ALONE, limit_batches=2)
+    limited = evaluate(TokenLosses(model, PLAN), stream, world=ALONE, limit_batches=2)
     start = dataclasses.replace(stream, tokens=stream.tokens[:129])
-    assert limited == evaluate(model, start, plan=PLAN, world=ALONE)
-    assert evaluate(model, stream, plan=PLAN, world=ALONE, limit_batches=9).tokens == 140
+    assert limited == evaluate(TokenLosses(model, PLAN), start, world=ALONE)
+    assert evaluate(TokenLosses(model, PLAN), stream, world=ALONE, limit_batches=9).tokens == 140
 
 
 def scored(world: World, folder: Path) -> tuple[float, int, int]:
     """The three sums as this rank has them."""
-    score = evaluate(pico_model(RECIPE), stream_of(Dataset.open(folder)), plan=PLAN, world=world)
+    score = evaluate(TokenLosses(pico_model(RECIPE), PLAN), stream_of(Dataset.open(folder)), world=world)
     return score.loss_sum, score.tokens, score.bytes
 
 
@@ -131,7 +133,7 @@ class Crafted(World):
 
 def test_sums_are_added_in_the_order_of_the_batches(tmp_path: Path) -> None:
     stream = stream_of(pico_dataset(tmp_path / "data", val=193))
-    found = evaluate(pico_model(RECIPE), stream, plan=PLAN, world=Crafted(0, 2, 0, CPU))
+    found = evaluate(TokenLosses(pico_model(RECIPE), PLAN), stream, world=Crafted(0, 2, 0, CPU))
     assert found.loss_sum == 1.0  # 1e16 - 1e16 + 1; rank by rank the 1 is lost in 1e16
 
 
@@ -159,7 +161,7 @@ def test_without_tails_each_rank_scores_the_whole_batches_of_its_range(tmp_path:
     batches = [stream.batch(index) for index in range(len(stream))]
     assert torch.cat([batch.tokens[0] for batch, _, _ in batches]).tolist() == stream.tokens[expected].tolist()
     assert all(bool(mask.all()) for _, mask, _ in batches)
-    score = evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE)
+    score = evaluate(TokenLosses(pico_model(RECIPE), PLAN), stream, world=ALONE)
     assert isinstance(stream.counter, SidecarByteCounter)
     assert (score.tokens, score.bytes) == (len(expected), stream.counter.val_bytes[np.array(expected) + 1].sum())
 
@@ -173,7 +175,7 @@ def test_rows_that_cross_documents_are_one_segment_each(stream: ValidationStream
     assert batch.tokens.flatten()[:12].tolist() == stream.tokens[128:140].tolist()
     assert (int(mask.sum()), charged) == (12, stream.batch(2)[2])
     model = pico_model(RECIPE)
-    apart, crossed = (evaluate(model, part, plan=PLAN, world=ALONE) for part in (stream, crossing))
+    apart, crossed = (evaluate(TokenLosses(model, PLAN), part, world=ALONE) for part in (stream, crossing))
     assert (apart.tokens, apart.bytes) == (crossed.tokens, crossed.bytes)
     assert apart.loss_sum != pytest.approx(crossed.loss_sum, rel=1e-4)
 
@@ -182,14 +184,14 @@ def test_rounding_logits_acts_in_bfloat16_alone(stream: ValidationStream) -> Non
     rounding = dataclasses.replace(stream, rounds_logits=True)
     for dtype in (torch.float32, torch.bfloat16):
         model = build_model(RECIPE.model, seed=1, dtype=dtype, device=CPU)
-        plain, rounded = (evaluate(model, part, plan=PLAN, world=ALONE).loss_sum for part in (stream, rounding))
+        plain, rounded = (evaluate(TokenLosses(model, PLAN), part, world=ALONE).loss_sum for part in (stream, rounding))
         assert (plain == rounded) is (dtype == torch.float32)
         assert plain == pytest.approx(rounded, rel=1e-3)
 
 
 def test_progress_is_told_batch_by_batch(stream: ValidationStream) -> None:
     told: list[int] = []
-    evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE, advance=told.append)
+    evaluate(TokenLosses(pico_model(RECIPE), PLAN), stream, world=ALONE, advance=told.append)
     assert told == [1, 1, 1]
 
 
@@ -199,13 +201,13 @@ def test_broken_weights_are_a_numerical_fault(stream: ValidationStream, value: f
     with torch.no_grad():
         model.get_parameter("blocks.2.mlp.fc.weight")[0, 0] = value
     with pytest.raises(NumericalFaultError, match="not finite"):
-        evaluate(model, stream, plan=PLAN, world=ALONE)
+        evaluate(TokenLosses(model, PLAN), stream, world=ALONE)
 
 
 def test_a_stream_without_a_target_is_refused(tmp_path: Path) -> None:
     stream = stream_of(pico_dataset(tmp_path / "data", val=1))
     with pytest.raises(UsageError, match="no target to score"):
-        evaluate(pico_model(RECIPE), stream, plan=PLAN, world=ALONE)
+        evaluate(TokenLosses(pico_model(RECIPE), PLAN), stream, world=ALONE)
 
 
 def test_the_figures_follow_from_the_sums() -> None:
@@ -224,4 +226,4 @@ def test_the_figures_follow_from_the_sums() -> None:
 def test_tokens_without_text_have_no_score(stream: ValidationStream) -> None:
     silent = dataclasses.replace(stream, counter=SidecarByteCounter(np.zeros(len(stream.tokens), np.uint16)))
     with pytest.raises(UsageError, match="the scored tokens stand for no text"):
-        evaluate(pico_model(RECIPE), silent, plan=PLAN, world=ALONE)
+        evaluate(TokenLosses(pico_model(RECIPE), PLAN), silent, world=ALONE)

@@ -22,7 +22,6 @@ from golf.log import Log
 from golf.model.plan import plan_layers
 from golf.priming import prime
 from golf.train_state import TrainState
-from golf.train_step import forward_backward
 
 # Where PyTorch, Triton, CUDA and the CuTe DSL of FlashAttention-4 keep what they compiled.
 _CACHES = (
@@ -61,7 +60,7 @@ def take_first_step(recipe: Recipe, dataset: Dataset, world: World, log: Log) ->
     prime(state, plans, log, keep_muon_momentum=False)
     world.synchronize()
     stamps["prime"] = time.monotonic()
-    forward_backward(state, plans[False], late_qat=False)
+    state.forward_backward(plans[False], late_qat=False)
     state.optimizer.step(lr_multiplier=1.0, momentum=recipe.optim.momentum_start)
     state.averages.update(step=1, lr_multiplier=1.0)
     world.synchronize()

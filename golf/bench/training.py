@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from golf.bench.ceilings import Ceilings
 from golf.bench.compilations import watched
@@ -11,11 +12,12 @@ from golf.bench.findings import Findings
 from golf.bench.flop import model_flop
 from golf.bench.measurement import Figure, Measurement, Work
 from golf.bench.timing import Stopwatch
+from golf.data.documents import Batch
 from golf.distributed import World
 from golf.model.plan import LayerPlan
 from golf.pace import Pace
+from golf.recording import Recorder
 from golf.train_state import TrainState
-from golf.train_step import forward_backward
 
 LOOPS = {False: "loop off", True: "loop on"}
 
@@ -38,13 +40,13 @@ def time_steps(
     for looping in (False, True) if state.recipe.model.loop else (False,):
         label, plan = f"step/{LOOPS[looping]}", plans[looping]
         take_steps(state, plan, world, _WARM_UP)
-        _reset_peak(world.device)
+        _forget_peak(world.device)
         with watched() as compiled:
             laps = take_steps(state, plan, world, steps)
         findings.figures.append(Figure(f"{label}/compiled after the warm-up", compiled.count, ""))
         if compiled.count:
             findings.failures.append(f"{label}: {compiled} compiled or loaded during {steps} steps after the warm-up")
-        findings.figures.extend(_peak(label, world.device))
+        findings.figures.extend(_peak(label, world.device, recorded=state.gradient.recorder.records))
         forward = _take_forwards(state, plan, world, steps)
         flop = model_flop(state.recipe.model, plan, state.recipe.data.batch_tokens) // world.size
         parts = _parts(label, laps, forward, flop)
@@ -61,7 +63,7 @@ def take_steps(state: TrainState, plan: LayerPlan, world: World, steps: int) -> 
     for _ in range(steps):
         pace.wait()
         world.agree([0.0, 0.0])
-        forward_backward(state, plan, late_qat=False)
+        state.forward_backward(plan, late_qat=False)
         watch.lap(_BOTH)
         state.optimizer.step(lr_multiplier=1.0, momentum=state.recipe.optim.momentum)
         watch.lap(_OPTIMIZER)
@@ -73,11 +75,20 @@ def take_steps(state: TrainState, plan: LayerPlan, world: World, steps: int) -> 
 
 def _take_forwards(state: TrainState, plan: LayerPlan, world: World, steps: int) -> list[float]:
     """Return the seconds of the forwards of so many steps, with what their backwards would need, which is dropped."""
+    records = state.gradient.recorder.records
+
+    def losses(batch: Batch, _: None) -> Tensor:
+        found: Tensor = state.model(batch, plan=plan, auxiliary=True)
+        return found.detach()
+
+    forward = Recorder(losses, world.device, records=records)
+    for batch in state.loader.next_step() if records else ():
+        forward(batch, None)
     watch = Stopwatch(world.device)
     watch.start()
     for _ in range(steps):
         for batch in state.loader.next_step():
-            state.model(batch.to(world.device, non_blocking=True), plan=plan, auxiliary=True)
+            forward(batch, None)
         watch.lap("forward")
     return watch.seconds()["forward"]
 
@@ -96,14 +107,19 @@ def _parts(label: str, laps: Laps, forward: list[float], flop: int) -> list[Meas
     ]
 
 
-def _reset_peak(device: torch.device) -> None:
+def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what the first time took, kernel by kernel, is not what a step needs
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak(label: str, device: torch.device) -> list[Figure]:
-    """Return the most memory that tensors took since the last reset, and what the allocator held; on a GPU alone."""
+def _peak(label: str, device: torch.device, *, recorded: bool) -> list[Figure]:
+    """Return what the allocator held at most, and the most that tensors took unless in recordings; on a GPU alone.
+
+    A recording keeps its memory without a tensor to show for it, so there only what is held counts.
+    """
     if device.type != "cuda":
         return []
-    taken, held = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-    return [Figure(f"{label}/peak memory", taken, "bytes"), Figure(f"{label}/peak reserved", held, "bytes")]
+    held = Figure(f"{label}/peak reserved", torch.cuda.max_memory_reserved(device), "bytes")
+    taken = Figure(f"{label}/peak memory", torch.cuda.max_memory_allocated(device), "bytes")
+    return [held] if recorded else [taken, held]

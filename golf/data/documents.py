@@ -25,20 +25,21 @@ class Batch:
     cu_seqlens: Tensor  # (N + 1,) int32 boundaries over the flattened B·T tokens, right-padded with B·T
     max_seqlen: int  # bound on a segment's length; a constant, so that compiled code sees one value
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tensors in their order."""
+        return self.tokens, self.targets, self.cu_seqlens
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Copy the tensors to `device`; asynchronously from pinned memory if `non_blocking`."""
-        return Batch(
-            self.tokens.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking=non_blocking),
-            self.cu_seqlens.to(device, non_blocking=non_blocking),
-            self.max_seqlen,
-        )
+        tokens, targets, cu_seqlens = (tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors())
+        return Batch(tokens, targets, cu_seqlens, self.max_seqlen)
 
     def pinned(self) -> "Batch":
         """Return a copy from which a GPU reads while the host goes on; the batch itself where there is no CUDA."""
         if not torch.cuda.is_available():
             return self  # the pinned allocator reuses its blocks, and only after their copies are done
-        return Batch(self.tokens.pin_memory(), self.targets.pin_memory(), self.cu_seqlens.pin_memory(), self.max_seqlen)
+        tokens, targets, cu_seqlens = (tensor.pin_memory() for tensor in self.tensors())
+        return Batch(tokens, targets, cu_seqlens, self.max_seqlen)
 
 
 def boundary_bucket(tokens: int) -> int:

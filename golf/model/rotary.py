@@ -1,7 +1,7 @@
 """Rotary position embedding on the first channels of each head (Su et al. 2021, arXiv:2104.09864)."""
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ from golf.part_config import RopeConfig, RopeScalingConfig
 _SLOW, _FAST = 1.0, 32.0  # YaRN: turns within trained_len below which a frequency is scaled, above which it is kept
 
 
-@lru_cache(maxsize=16)
+@cache
 def rotary_table(config: RopeConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines (length, 1, dims/2) in float32 of position * frequency.
 
     Built once per length outside every compiled region: a table built lazily in a forward took the dtype of whoever
-    came first.
+    came first. Never dropped, since a recorded forward reads it where it lies.
     """
     frequencies = rotary_frequencies(config)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)[:, None, :].to(device)

@@ -18,7 +18,6 @@ from golf.errors import WorkerDiedError
 from golf.log import Log
 from golf.model.plan import LayerPlan
 from golf.train_state import TrainState
-from golf.train_step import forward_backward
 from tests.pico import pico_recipe
 
 CACHES = (
@@ -85,10 +84,12 @@ def test_the_step_is_one_and_comes_after_the_priming(tmp_path: Path, monkeypatch
     recipe, said = pico_recipe(), list[str]()
     monkeypatch.setattr(start, "prime", lambda *rest, **settings: said.append(f"prime {settings}"))
 
+    taken = TrainState.forward_backward
+
     def watched(state: TrainState, plan: LayerPlan, *, late_qat: bool) -> Tensor:
         said.append("step")
-        return forward_backward(state, plan, late_qat=late_qat)
+        return taken(state, plan, late_qat=late_qat)
 
-    monkeypatch.setattr(start, "forward_backward", watched)
+    monkeypatch.setattr(TrainState, "forward_backward", watched)
     take_first_step(recipe, make_dataset(tmp_path, recipe), single_world(torch.device("cpu")), Log(rank=1))
     assert said == ["prime {'keep_muon_momentum': False}", "step"]

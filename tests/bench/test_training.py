@@ -137,12 +137,17 @@ def test_what_is_compiled_while_steps_are_timed_is_a_failure(tmp_path: Path, mon
 def test_the_peak_of_memory_is_that_of_the_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     device, said = torch.device("cuda"), list[torch.device]()
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", said.append)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append(CPU))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 9)
-    training._reset_peak(device)
-    assert said == [device]
-    figures = [(one.name, one.value) for one in training._peak("step/loop on", device)]
-    assert figures == [("step/loop on/peak memory", 7), ("step/loop on/peak reserved", 9)]
+    training._forget_peak(device)
+    assert said == [CPU, device]
+    figures = {
+        recorded: [(one.name, one.value) for one in training._peak("step/loop on", device, recorded=recorded)]
+        for recorded in (False, True)
+    }
+    held = ("step/loop on/peak reserved", 9)
+    assert figures == {False: [("step/loop on/peak memory", 7), held], True: [held]}
 
 
 def shared(world: World, folder: Path) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from golf.config import EvalConfig
 from golf.data.bytes import ByteCounter, SidecarByteCounter, TableByteCounter
 from golf.distributed import single_world
-from golf.evaluate import Score, ValidationStream, evaluate
+from golf.evaluate import Score, TokenLosses, ValidationStream, evaluate
 from tests.parity.fixture_set import read_fixture
 from tests.parity.recorded import Recorded, plain, recorded_artifact, reference_name
 
@@ -96,7 +96,9 @@ def test_all_ranks_of_a_recorded_world_together_score_what_they_score_apart(fixt
         if len(ranks) < row["world_size"]:
             continue  # not all of its ranks were recorded
         compared += 1
-        score = evaluate(recorded.model, whole_stream(values, tensors, row), plan=recorded.plan("on"), world=world)
+        score = evaluate(
+            TokenLosses(recorded.model, recorded.plan("on")), whole_stream(values, tensors, row), world=world
+        )
         assert score.tokens == sum(other["tokens"] for other in ranks)
         assert score.bytes == sum(other["bytes"] for other in ranks)
         loss = sum(other["loss"] * other["tokens"] for other in ranks) / score.tokens
@@ -109,7 +111,7 @@ def test_every_recorded_rank_is_scored_as_recorded(fixtures: Path) -> None:
     recorded, world = dequantized_model(fixtures), single_world(torch.device("cpu"))
     tolerances = values["tolerances"]
     for row in values["results"]:
-        score = evaluate(recorded.model, stream_of(values, tensors, row), plan=recorded.plan("on"), world=world)
+        score = evaluate(TokenLosses(recorded.model, recorded.plan("on")), stream_of(values, tensors, row), world=world)
         assert score.tokens == row["tokens"], row
         assert row["bytes"] in (None, score.bytes), row
         assert score.val_loss == pytest.approx(row["loss"], rel=tolerances["loss"]["rtol"]), row

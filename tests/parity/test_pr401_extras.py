@@ -11,7 +11,7 @@ from golf.averaging import Averages
 from golf.config import EvalConfig
 from golf.data.bytes import TableByteCounter
 from golf.distributed import single_world
-from golf.evaluate import ValidationStream, evaluate
+from golf.evaluate import TokenLosses, ValidationStream, evaluate
 from golf.model.parts.bigram import BigramHash
 from golf.part_config import BigramConfig
 from golf.training_config import AverageConfig
@@ -78,7 +78,7 @@ def test_the_plain_evaluation_scores_as_recorded(fixtures: Path) -> None:
         tables["is_boundary_token"].bool().numpy(),
     )
     score = evaluate(
-        recorded.model,
+        TokenLosses(recorded.model, recorded.plan),
         ValidationStream(
             stream["in::val_tokens"][: values["usable_tokens"]].numpy().astype(np.uint16),
             counter,
@@ -86,7 +86,6 @@ def test_the_plain_evaluation_scores_as_recorded(fixtures: Path) -> None:
             recorded.model.config.bos_id,
             cross_documents=True,
         ),
-        plan=recorded.plan,
         world=single_world(torch.device("cpu")),
     )
     assert score.tokens == expected["tokens"]

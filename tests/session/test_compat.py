@@ -14,7 +14,6 @@ from golf.files import read_json
 from golf.log import read_events
 from golf.model.plan import plan_layers
 from golf.train_state import TrainState, open_loader
-from golf.train_step import forward_backward
 from golf.workbench import validation_stream
 from tests.pico import pico_recipe
 from tests.ranks import run_ranks
@@ -51,7 +50,7 @@ def first_norm(world: World, place: Place, clip: str) -> float:
     """The gradient norm that the first step reports."""
     recipe, dataset = place.recipe(f"compat.clip={clip}"), Dataset.open(place.data)
     state = TrainState.build(recipe, dataset, world)
-    forward_backward(state, plan_layers(recipe.model, looping=False), late_qat=False)
+    state.forward_backward(plan_layers(recipe.model, looping=False), late_qat=False)
     norm = state.optimizer.step(lr_multiplier=1.0, momentum=0.9)
     state.loader.close()
     return float(norm)
@@ -85,7 +84,7 @@ def test_rank_0s_own_loss_is_logged_beside_the_mean(two: tuple[Place, list[float
     place, _ = two
     recipe, dataset = place.recipe(), Dataset.open(place.data)
     state = TrainState.build(recipe, dataset, World(0, 2, 0, CPU))
-    expected = forward_backward(state, plan_layers(recipe.model, looping=False), late_qat=False)
+    expected = state.forward_backward(plan_layers(recipe.model, looping=False), late_qat=False)
     state.loader.close()
     event = train_events(place, "two")[0]
     assert event["train_loss_rank0"] == pytest.approx(float(expected), rel=1e-6)

@@ -1,0 +1,57 @@
+"""One training step's gradient, as the loop takes it and as priming does."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from golf.config import Recipe
+from golf.data.documents import Batch
+from golf.model.gpt import GPT
+from golf.model.plan import LayerPlan
+from golf.quant.qat import fake_quantized_forward
+from golf.recording import Recorder, can_record
+
+
+class StepGradient:
+    """The gradients of a model's parameters, added up over the micro-batches of a step.
+
+    Recorded ones are added to buffers that stay, so what drops a parameter's `.grad` frees nothing.
+    """
+
+    def __init__(self, model: GPT, recipe: Recipe) -> None:
+        self.model, self.quant = model, recipe.quant
+        self.parameters = list(model.parameters())
+        device = self.parameters[0].device
+        records = can_record(recipe.run, model.kernels, device)
+        self.buffers = [torch.zeros_like(parameter) for parameter in self.parameters] if records else []
+        self.recorder = Recorder(self._add, device, records=records)
+        self.device = device
+
+    def of(self, batches: Sequence[Batch], plan: LayerPlan, *, late_qat: bool) -> Tensor:
+        """Make `.grad` the gradient of the mean loss over `batches`; return that loss ()."""
+        total = torch.zeros((), device=self.device)
+        if self.buffers:
+            torch._foreach_zero_(self.buffers)
+            for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
+                parameter.grad = buffer
+        for batch in batches:
+            if late_qat:  # looks at its weights from the host
+                total += self._add_quantized(batch.to(self.device, non_blocking=True), plan, len(batches))
+            else:
+                total += self.recorder(batch, (plan, len(batches)))
+        return total
+
+    def _add(self, batch: Batch, key: tuple[LayerPlan, int]) -> Tensor:
+        plan, count = key
+        return _descend(self.model(batch, plan=plan, auxiliary=True), count)
+
+    def _add_quantized(self, batch: Batch, plan: LayerPlan, count: int) -> Tensor:
+        return _descend(fake_quantized_forward(self.model, batch, plan=plan, config=self.quant), count)
+
+
+def _descend(losses: Tensor, count: int) -> Tensor:
+    """Add the gradient of one of `count` micro-batches; return its share of the mean loss ()."""
+    loss = losses.mean() / count
+    loss.backward()
+    return loss.detach()
