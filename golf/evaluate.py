@@ -15,7 +15,7 @@ from torch import Tensor
 
 from golf.config import EvalConfig
 from golf.data.bytes import ByteCounter
-from golf.data.documents import Batch, segment_rows, whole_rows
+from golf.data.documents import LENGTHS, Batch, segment_rows, whole_rows
 from golf.distributed import World
 from golf.errors import NumericalFaultError, UsageError
 from golf.model.gpt import GPT
@@ -63,6 +63,7 @@ class ValidationStream:
     bos_id: int
     cross_documents: bool = False  # rows of seq_len tokens, one segment each, instead of documents
     rounds_logits: bool = False  # soft-capped ones, to the activations' dtype, as in the published evaluations
+    lengths: int = LENGTHS  # of boundaries; see `boundary_bucket`
     whole_batches_of: int = 0  # ranks of the published scripts, whose incomplete last batches are left out; 0 = none
 
     @property
@@ -105,7 +106,7 @@ class ValidationStream:
         if self.cross_documents:
             cu_seqlens = whole_rows(*inputs.shape)
         else:
-            cu_seqlens = segment_rows(inputs, bos_id=self.bos_id, max_doc_len=seq_len)
+            cu_seqlens = segment_rows(inputs, bos_id=self.bos_id, max_doc_len=seq_len, lengths=self.lengths)
         charged = self.counter.bytes_of(self.tokens, start, stop)
         return Batch(inputs, targets, cu_seqlens, seq_len), positions < stop - start, int(charged.sum())
 

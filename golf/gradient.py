@@ -1,12 +1,13 @@
 """One training step's gradient, as the loop takes it and as priming does."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from golf.config import Recipe
-from golf.data.documents import Batch
+from golf.data.documents import Batch, boundary_lengths, build_cu_seqlens
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
 from golf.quant.qat import fake_quantized_forward
@@ -31,16 +32,35 @@ class StepGradient:
     def of(self, batches: Sequence[Batch], plan: LayerPlan, *, late_qat: bool) -> Tensor:
         """Make `.grad` the gradient of the mean loss over `batches`; return that loss ()."""
         total = torch.zeros((), device=self.device)
-        if self.buffers:
-            torch._foreach_zero_(self.buffers)
-            for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
-                parameter.grad = buffer
+        self._begin()
         for batch in batches:
             if late_qat:  # looks at its weights from the host
                 total += self._add_quantized(batch.to(self.device, non_blocking=True), plan, len(batches))
             else:
                 total += self.recorder(batch, (plan, len(batches)))
         return total
+
+    def record(self, batch: Batch, plan: LayerPlan, *, count: int) -> None:
+        """Record what `count` micro-batches of a step need that are as large as `batch`, whatever documents they hold.
+
+        What the gradients are afterwards means nothing.
+        """
+        if not self.recorder.records:
+            return
+        self._begin()
+        total = batch.tokens.numel()
+        pieces = range(0, total, batch.max_seqlen)
+        for length in boundary_lengths(total):
+            if length > len(pieces):
+                cu_seqlens, _ = build_cu_seqlens(pieces, total, max_doc_len=0, bucket=length)
+                self.recorder(replace(batch, cu_seqlens=cu_seqlens), (plan, count))
+
+    def _begin(self) -> None:
+        """Empty the buffers and make them the parameters' `.grad`, which the optimizer drops after each step."""
+        if self.buffers:
+            torch._foreach_zero_(self.buffers)
+            for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
+                parameter.grad = buffer
 
     def _add(self, batch: Batch, key: tuple[LayerPlan, int]) -> Tensor:
         plan, count = key

@@ -27,6 +27,9 @@ def prime(state: TrainState, plans: Mapping[bool, LayerPlan], log: Log, *, keep_
                 state.forward_backward(plans[looping], late_qat=False)
                 optimizer.step(lr_multiplier=1.0, momentum=muon_momentum(recipe.optim, step))
                 bar.advance()
+            batches = state.loader.next_step() if state.gradient.recorder.records else []
+            for batch in batches[:1]:
+                state.gradient.record(batch, plans[looping], count=len(batches))
         if recipe.schedule.late_qat_below > 0:
             state.forward_backward(plans[loops[-1]], late_qat=True)  # another graph, wanted in the middle of the run
             state.model.zero_grad()

@@ -15,7 +15,7 @@ from golf.config import RunConfig
 from golf.data.documents import Batch
 from golf.kernels.table import PLAIN, Kernels
 
-MOST = 4  # recordings of one function; batches of other shapes are computed kernel by kernel
+MOST = 16  # recordings of one function; batches of other shapes are computed kernel by kernel
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -3,7 +3,8 @@
 import torch
 
 from golf.compilation import compile_model
-from golf.config import Recipe
+from golf.config import Recipe, RunConfig
+from golf.data.documents import LENGTHS
 from golf.distributed import World
 from golf.errors import EnvironmentUnfitError
 from golf.kernels.table import PLAIN, choose_kernels
@@ -26,3 +27,8 @@ def build_run_model(recipe: Recipe, world: World) -> GPT:
     model = build_model(recipe.model, seed=recipe.run.seed, dtype=dtype, device=world.device, kernels=kernels)
     compile_model(model, recipe.run.compile)
     return model
+
+
+def known_lengths(config: RunConfig) -> int:
+    """Return how many lengths of segment boundaries a run may see: one if it compiles, which takes long for each."""
+    return LENGTHS if config.compile == "off" else 1

@@ -19,7 +19,7 @@ from golf.gradient import StepGradient
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
 from golf.optim.optimizer import Optimizer
-from golf.run_model import build_run_model
+from golf.run_model import build_run_model, known_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ def open_loader(recipe: Recipe, dataset: Dataset, world: World) -> Loader:
         world_size=world.size,
         rows_per_micro_batch=recipe.run.rows_per_micro_batch,
         cross_documents=recipe.model.cross_documents,
+        lengths=known_lengths(recipe.run),
     )
 
 

@@ -29,7 +29,7 @@ from golf.quant.prune import pack_within
 from golf.quant_config import QuantConfig
 from golf.recording import can_record
 from golf.roles import is_exported
-from golf.run_model import build_run_model
+from golf.run_model import build_run_model, known_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,7 @@ def validation_stream(recipe: Recipe, dataset: Dataset) -> ValidationStream:
         dataset.bos_id,
         cross_documents=recipe.model.cross_documents,
         rounds_logits=recipe.compat.eval_logits_bf16,
+        lengths=known_lengths(recipe.run),
     )
 
 

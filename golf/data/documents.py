@@ -12,8 +12,9 @@ from torch import Tensor
 
 from golf.errors import UsageError
 
+LENGTHS = 4  # that the boundaries of rows of one size may have, as long as documents are not very short
 _BUCKET = 64  # of the published scripts
-_SHORT_DOCUMENT = 384  # tokens
+_SHORT_DOCUMENT = 384  # tokens on the average, fewer than any corpus has shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,13 +43,19 @@ class Batch:
         return Batch(tokens, targets, cu_seqlens, self.max_seqlen)
 
 
-def boundary_bucket(tokens: int) -> int:
+def boundary_bucket(tokens: int, *, lengths: int = LENGTHS) -> int:
     """Return the multiple to which the boundaries of `tokens` tokens are padded: 64, or more for long rows.
 
-    Web documents of 384 tokens on the average, fewer than any corpus has shown, fit into the first multiple, so that
-    compiled code sees one length.
+    Documents of 384 tokens on the average fit into so many `lengths`: 1 for code that is compiled for a shape, more
+    where a shape costs little, since attention takes time for empty segments too.
     """
-    return _BUCKET * max(1, -(-tokens // (_BUCKET * _SHORT_DOCUMENT)))
+    return _BUCKET * max(1, -(-tokens // (_BUCKET * _SHORT_DOCUMENT * lengths)))
+
+
+def boundary_lengths(tokens: int) -> range:
+    """Return the lengths that boundaries padded to `boundary_bucket(tokens)` usually have."""
+    bucket = boundary_bucket(tokens)
+    return range(bucket, LENGTHS * bucket + 1, bucket)
 
 
 def build_cu_seqlens(
@@ -79,15 +86,16 @@ def whole_rows(rows: int, length: int, *, max_doc_len: int = 0) -> Tensor:
     return build_cu_seqlens(range(0, total, length), total, max_doc_len=max_doc_len)[0]
 
 
-def segment_rows(tokens: Tensor, *, bos_id: int, max_doc_len: int) -> Tensor:
+def segment_rows(tokens: Tensor, *, bos_id: int, max_doc_len: int, lengths: int = LENGTHS) -> Tensor:
     """Return the boundaries of (B, T) `tokens`: a row's first token and every `bos_id` start a segment.
 
-    int32, on the device of `tokens`, over the flattened rows.
+    int32, on the device of `tokens`, over the flattened rows; `lengths` as in `boundary_bucket`.
     """
     is_start = tokens == bos_id
     is_start[:, 0] = True
     starts = is_start.flatten().nonzero().cpu().numpy()
-    cu_seqlens, _ = build_cu_seqlens(starts, tokens.numel(), max_doc_len=max_doc_len)
+    bucket = boundary_bucket(tokens.numel(), lengths=lengths)
+    cu_seqlens, _ = build_cu_seqlens(starts, tokens.numel(), max_doc_len=max_doc_len, bucket=bucket)
     return cu_seqlens.to(tokens.device)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from golf.data.documents import Batch, segment_rows, whole_rows
+from golf.data.documents import LENGTHS, Batch, segment_rows, whole_rows
 from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
 
@@ -48,9 +48,10 @@ class Loader:
         world_size: int,
         rows_per_micro_batch: int,
         cross_documents: bool = False,
+        lengths: int = LENGTHS,
         prefetch: int = 2,
     ) -> None:
-        """Nothing is read ahead before the first step is asked for.
+        """Nothing is read ahead before the first step is asked for. `lengths` of boundaries: see `boundary_bucket`.
 
         `rows_per_micro_batch` counts segments; 0 puts all of this rank into one batch. A row is cut where a document
         starts, unless it may `cross_documents`, and every `max_doc_len` tokens (0 never cuts). Raises UsageError for
@@ -68,6 +69,7 @@ class Loader:
         self._stream, self._settings = stream, stream.settings
         self._rank, self._world_size, self._together = rank, world_size, rows_per_micro_batch or own
         self._bos_id, self._max_doc_len, self._cross_documents = bos_id, max_doc_len, cross_documents
+        self._lengths = lengths
         self._prefetch, self._step = prefetch, 0
         self._pending: deque[Future[list[Batch]]] = deque()
         self._pool = _reading_thread()
@@ -129,7 +131,7 @@ class Loader:
 
     def _boundaries(self, tokens: Tensor) -> Tensor:
         if not self._cross_documents:
-            return segment_rows(tokens, bos_id=self._bos_id, max_doc_len=self._max_doc_len)
+            return segment_rows(tokens, bos_id=self._bos_id, max_doc_len=self._max_doc_len, lengths=self._lengths)
         return whole_rows(*tokens.shape, max_doc_len=self._max_doc_len)
 
 

@@ -41,14 +41,14 @@ FORWARD_TILES = {
     "wide": Tiles(128, 256, 64, parts=2, stages=3, warps=8, programs=1),
     "deep": Tiles(128, 256, 64, parts=4, stages=4, warps=8, programs=1),
     "tall": Tiles(256, 128, 64, parts=4, stages=4, warps=8, programs=1),
-    "pair": Tiles(128, 128, 64, parts=4, stages=3, warps=4, programs=2),
+    "pair": Tiles(128, 128, 64, parts=4, stages=3, warps=8, programs=2),
     "float32": Tiles(64, 64, 16, parts=1, stages=3, warps=8, programs=2),
 }
 BACKWARD_TILES = {
     "wide": Tiles(128, 256, 64, parts=2, stages=3, warps=8, programs=1),
     "deep": Tiles(128, 256, 64, parts=4, stages=4, warps=8, programs=1),
     "tall": Tiles(256, 128, 64, parts=2, stages=3, warps=8, programs=1),
-    "pair": Tiles(128, 128, 64, parts=4, stages=3, warps=4, programs=2),
+    "pair": Tiles(128, 128, 64, parts=4, stages=3, warps=8, programs=2),
     "float32": Tiles(64, 64, 16, parts=1, stages=3, warps=8, programs=2),
 }
 

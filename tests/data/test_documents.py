@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from golf.data.documents import Batch, boundary_bucket, build_cu_seqlens, document_ranges, segment_rows
+from golf.data.documents import (
+    Batch,
+    boundary_bucket,
+    boundary_lengths,
+    build_cu_seqlens,
+    document_ranges,
+    segment_rows,
+)
 from golf.errors import UsageError
 
 
@@ -50,11 +57,24 @@ def test_every_row_and_every_document_start_begins_a_segment() -> None:
     assert cu_seqlens.tolist() == [0, 2, 5, 9, 10, 14, *58 * [15]]
 
 
+SIZES = (1, 24_576, 65_536, 98_304, 786_432)
+
+
 def test_long_rows_have_one_length_of_boundaries_as_long_as_documents_are_not_very_short() -> None:
-    assert [boundary_bucket(tokens) for tokens in (1, 24_576, 65_536, 98_304, 786_432)] == [64, 64, 192, 256, 2048]
+    assert [boundary_bucket(tokens, lengths=1) for tokens in SIZES] == [64, 64, 192, 256, 2048]
     for length in (400, 700, 98_304):
-        tokens = (torch.arange(98_304) % length == 0).long()[None]
-        assert len(segment_rows(tokens, bos_id=1, max_doc_len=2048)) == 256
+        assert len(segment_rows(documents(98_304, length), bos_id=1, max_doc_len=2048, lengths=1)) == 256
+
+
+def test_they_have_few_lengths_where_a_length_costs_little() -> None:
+    assert [boundary_bucket(tokens) for tokens in SIZES] == [64, 64, 64, 64, 512]
+    assert list(boundary_lengths(98_304)) == [64, 128, 192, 256]
+    found = {len(segment_rows(documents(98_304, length), bos_id=1, max_doc_len=2048)) for length in range(400, 2048)}
+    assert found == {64, 128, 192, 256}
+
+
+def documents(tokens: int, length: int) -> torch.Tensor:
+    return (torch.arange(tokens) % length == 0).long()[None]
 
 
 def test_segmenting_leaves_the_tokens_alone() -> None:
