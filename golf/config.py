@@ -63,7 +63,7 @@ class RunConfig:
     log_every: int = 10  # steps
     priming_steps: int = 0  # thrown away before the clock starts, with the loop off and as many with it on
     kernels: Literal["auto", "plain"] = "auto"  # of the model; auto: fused ones on a GPU, plain PyTorch elsewhere
-    attention: Literal["auto", "fa4", "fa3", "varlen", "padded"] = "auto"  # auto: the first of them that is installed
+    attention: Literal["auto", "fa3", "fa4", "varlen", "padded"] = "auto"  # auto: the first of them that is installed
     compile: Literal["off", "block", "model"] = "off"  # by torch.compile: each block alone, or all of them as one graph
     cuda_graphs: bool = True  # on a GPU: what a batch needs is recorded once and replayed
     cpu_threads: int = 0  # without a GPU: threads of a process, on which the last digits depend; 0 = PyTorch's choice

@@ -93,7 +93,8 @@ def train(
             if step % recipe.run.log_every == 0 or step <= FIRST_STEPS:
                 values = _global_values(state, step, loss, norm, world)
                 bar.advance(step - bar.done)
-                _report(log, step, own, values | {"recompiles": count_graphs() - primed}, clock)
+                late = {"recompiles": count_graphs() - primed, "unrecorded": state.gradient.recorder.unrecorded}
+                _report(log, step, own, values | late, clock)
 
 
 @contextlib.contextmanager
@@ -165,13 +166,15 @@ def _announce(state: TrainState, dataset: Dataset, world: World, log: Log, step:
         "device": str(world.device),
         **state.model.kernels.names(),
         "compile": recipe.run.compile,
+        "cuda_graphs": state.gradient.recorder.records,
         "versions": versions(),
     }
     log.event("start", step=step, **facts)
     sizes = ", ".join(f"{len(group)} {key}" for key, group in facts["optimizer_groups"].items())
     log.note(f"{recipe.name}: {facts['parameters']:,} parameters ({sizes} tensors), {world.size} x {world.device.type}")
     compiled = "" if recipe.run.compile == "off" else f", compiled by {recipe.run.compile}"
-    log.note(f"{state.model.kernels.sentence()}{compiled}")
+    recorded = ", recorded as CUDA graphs" if facts["cuda_graphs"] else ""
+    log.note(f"{state.model.kernels.sentence()}{compiled}{recorded}")
 
 
 @contextlib.contextmanager

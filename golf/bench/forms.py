@@ -11,7 +11,7 @@ from golf.kernels.flash import choose_attention
 from golf.kernels.jit import HAS_TRITON
 from golf.kernels.table import PLAIN, Kernels, fused_kernels
 
-_BACKENDS: tuple[Literal["fa4", "fa3", "varlen"], ...] = ("fa4", "fa3", "varlen")
+_BACKENDS: tuple[Literal["fa3", "fa4", "varlen"], ...] = ("fa3", "fa4", "varlen")
 
 
 class Forms(NamedTuple):

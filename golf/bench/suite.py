@@ -50,7 +50,12 @@ class Bench(NamedTuple):
     def report(self, command: str, found: Findings, **more: Any) -> Report:
         """Put what was found into a report; `more` are settings that must agree for a comparison."""
         run = self.recipe.run
-        chosen = {"kernels": run.kernels, "attention": run.attention, "compile": run.compile}
+        chosen = {
+            "kernels": run.kernels,
+            "attention": run.attention,
+            "compile": run.compile,
+            "cuda_graphs": run.cuda_graphs,
+        }
         told = {"recipe": self.recipe.name, "recipe_digest": self.recipe.digest[:16], "gpus": self.world.size}
         return make_report(command, found, self.world.device, settings=told | chosen | more)
 

@@ -57,26 +57,26 @@ def test_off_the_gpu_no_flash_attention_can_be_had(wanted: AttentionChoice) -> N
         choose_attention(CPU, torch.bfloat16, wanted=wanted)
 
 
-def test_hopper_takes_the_fourth_where_all_are_installed(full: pytest.MonkeyPatch) -> None:
-    backend = choose()
-    assert backend.function is flash4_attention
-    assert backend.name == "fa4"
-
-
-def test_hopper_takes_the_third_where_the_fourth_is_missing(full: pytest.MonkeyPatch) -> None:
-    hide_modules(full, "flash_attn")
+def test_hopper_takes_the_third_where_all_are_installed(full: pytest.MonkeyPatch) -> None:
     backend = choose()
     assert backend.function is flash3_attention
     assert backend.name == "fa3"
-    assert backend.description.endswith("; not fa4: flash_attn.cute is not installed")
+
+
+def test_hopper_takes_the_fourth_where_the_third_is_missing(full: pytest.MonkeyPatch) -> None:
+    hide_modules(full, "flash_attn_interface")
+    backend = choose()
+    assert backend.function is flash4_attention
+    assert backend.name == "fa4"
+    assert backend.description.endswith("; not fa3: flash_attn_3 is not installed")
 
 
 def test_hopper_takes_pytorchs_own_where_both_are_missing(full: pytest.MonkeyPatch) -> None:
     hide_modules(full, "flash_attn", "flash_attn_interface")
     assert choose()[::2] == (
         "varlen",
-        "FlashAttention-2 by PyTorch's varlen_attn (torch 2.11.0); not fa4: flash_attn.cute is not installed; "
-        "not fa3: flash_attn_3 is not installed",
+        "FlashAttention-2 by PyTorch's varlen_attn (torch 2.11.0); not fa3: flash_attn_3 is not installed; "
+        "not fa4: flash_attn.cute is not installed",
     )
 
 
@@ -84,14 +84,14 @@ def test_hopper_takes_the_padded_form_where_nothing_is_installed(bare: pytest.Mo
     backend = choose()
     assert backend.function is attention
     assert backend.description == (
-        f"{PADDED} (cuda); not fa4: flash_attn.cute is not installed; not fa3: flash_attn_3 is not installed; "
+        f"{PADDED} (cuda); not fa3: flash_attn_3 is not installed; not fa4: flash_attn.cute is not installed; "
         "not varlen: torch.nn.attention.varlen is not installed"
     )
 
 
 def test_an_older_flash_attention_of_the_same_package_is_not_the_fourth(full: pytest.MonkeyPatch) -> None:
     place_module(full, "flash_attn")
-    hide_modules(full, "flash_attn.cute")
+    hide_modules(full, "flash_attn.cute", "flash_attn_interface")
     assert "not fa4: flash_attn.cute is not installed" in choose().description
 
 
@@ -107,7 +107,7 @@ def test_other_gpus_take_what_has_kernels_for_them(
 
 def test_a_gpu_without_kernels_is_told(full: pytest.MonkeyPatch) -> None:
     full.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    assert choose().description.endswith("; not fa4, fa3: no kernels for compute capability 8.9")
+    assert choose().description.endswith("; not fa3, fa4: no kernels for compute capability 8.9")
     with pytest.raises(EnvironmentUnfitError, match=r"no kernels for compute capability 8.9; take another GPU"):
         choose("fa3")
 
@@ -121,7 +121,7 @@ def test_float32_takes_the_padded_form_and_says_why(full: pytest.MonkeyPatch) ->
     assert choose(dtype=torch.float32) == Backend(
         "padded",
         attention,
-        f"{PADDED} (cuda); not fa4, fa3, varlen: kernels for bfloat16 and float16 alone, not torch.float32",
+        f"{PADDED} (cuda); not fa3, fa4, varlen: kernels for bfloat16 and float16 alone, not torch.float32",
     )
 
 
@@ -169,7 +169,8 @@ def test_a_description_names_the_versions_of_its_packages(full: pytest.MonkeyPat
 
 @pytest.fixture
 def broken(full: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Everything is installed, but FlashAttention-4's import needs a library that is not there."""
+    """FlashAttention-3 is missing, and FlashAttention-4's import needs a library that is not there."""
+    hide_modules(full, "flash_attn_interface")
     folder = tmp_path / "flash_attn" / "cute"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('libcute.so: cannot open\\nshared object file')\n")
@@ -181,7 +182,7 @@ def broken(full: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_broken_package_is_passed_over_and_told(broken: Path) -> None:
     backend = choose()
-    assert backend.name == "fa3"
+    assert backend.name == "varlen"
     assert backend.description.endswith(
         "; not fa4: flash_attn.cute is installed but broken (ImportError: libcute.so: cannot open)"
     )
@@ -193,6 +194,7 @@ def test_a_broken_package_asked_for_by_name_is_refused(broken: Path) -> None:
 
 
 def test_a_package_of_another_version_is_broken_too(full: pytest.MonkeyPatch) -> None:
+    hide_modules(full, "flash_attn_interface")
     place_module(full, "flash_attn.cute.interface", _flash_attn_fwd=lambda q, k, v: q)
     assert "not fa4: flash_attn.cute is installed but broken (TypeError: " in choose().description
 
