@@ -55,6 +55,19 @@ def kernels(tokens: int | None, only: tuple[str, ...], seconds: float, **common:
     _report(lambda bench: bench_kernels(bench, tokens=tokens, seconds=seconds, only=only), **common)
 
 
+@command.command(epilog="Example: golf bench layout pr1787")
+@_measuring
+@_SECONDS
+def layout(seconds: float, **common: Any) -> None:
+    """Time one parameter a layer, as golf has them, against one for all matrices of a shape.
+
+    What differs alone: casts of the weights, additions of their gradients, and Muon's step.
+    """
+    from golf.bench.suite import bench_layouts
+
+    _report(lambda bench: bench_layouts(bench, seconds=seconds), **common)
+
+
 @command.command(epilog="Examples: golf bench step --out s.json · golf bench step pr1787 --gpus 8 --profile k.csv")
 @_measuring
 @_DATA

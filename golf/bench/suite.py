@@ -15,6 +15,7 @@ from golf.bench.evaluation import time_evaluation
 from golf.bench.findings import Findings
 from golf.bench.forms import find_forms
 from golf.bench.kernels import build_cases, time_kernels
+from golf.bench.layout import time_layouts
 from golf.bench.measurement import Figure
 from golf.bench.preflight import foresee_run
 from golf.bench.profile import Kernel, group_figures, kernel_table, profile_steps
@@ -96,6 +97,11 @@ def bench_kernels(bench: Bench, *, tokens: int | None, seconds: float, only: Seq
     return bench.report("kernels", found, tokens=rows)
 
 
+def bench_layouts(bench: Bench, *, seconds: float) -> Report:
+    """Time the matrices' use and their optimizer, one parameter a layer against one a shape."""
+    return bench.report("layout", time_layouts(bench.recipe, bench.world, seconds=seconds))
+
+
 def bench_steps(bench: Bench, *, steps: int, profile: Path | None = None) -> Report:
     """Time whole steps with the loop off and on; write every kernel of one to the file `profile`. A collective."""
     ceilings = bench.ceilings(bench.row_tokens())
@@ -145,6 +151,7 @@ def bench_all(bench: Bench, words: Sequence[str], *, seconds: float, steps: int,
         ceilings = bench.ceilings(rows)
         found.measurements.extend(ceilings.measurements)
         _attempt(bench, found, lambda: _kernel_findings(bench, ceilings, rows, seconds=seconds))
+        _attempt(bench, found, lambda: time_layouts(bench.recipe, bench.world, seconds=seconds))
         _attempt(bench, found, lambda: _training_findings(bench, dataset, ceilings, steps=steps, root=root))
         _attempt(bench, found, lambda: time_evaluation(bench.recipe, dataset, bench.world, bench.log))
     return bench.report("all", found, tokens=rows)
