@@ -4,6 +4,7 @@ Drawn on figure objects of their own, so that nothing of a caller's plotting sta
 imported when a picture is asked for.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ _INK, _SOFT, _GRID = "#1f2933", "#7b8794", "#e9ecef"
 _BLUE, _PALE, _ORANGE, _RED = "#2563a8", "#a9c6e4", "#d9822b", "#b42318"
 _SUFFIXES = (".png", ".svg", ".pdf")
 _WIDTH, _HEIGHT = 9.0, 5.0  # inches, without the flags of the boundaries
+_STEEP = 0.04  # of the steps: where the loss falls from far above all others
 _FLAG = 0.17  # inches a row of flags is high
 
 
-def plot_loss(events: Iterable[Mapping[str, Any]], path: Path) -> None:
+def plot_loss(
+    events: Iterable[Mapping[str, Any]], path: Path, *, beside: Mapping[str, Mapping[int, float]] | None = None
+) -> None:
     """Draw an event log's training loss, raw and smoothed, with its validation points and a line at every boundary.
 
+    `beside` names losses of other runs, by step, to be drawn too.
     Reads `train_loss` and `val_loss` of all events that carry a `step`, and the events called "boundary"; of a step
     logged twice, as after a resume, the later event counts. The first steps, far above all others, may leave the
     picture.
@@ -38,12 +43,15 @@ def plot_loss(events: Iterable[Mapping[str, Any]], path: Path) -> None:
     figure, axes = _canvas("step", "loss (nats per token)")
     axes.plot(steps, losses, color=_PALE, linewidth=0.8, label="train")
     axes.plot(steps, smooth, color=_BLUE, linewidth=1.8, label="train, smoothed")
+    for (name, points), color in zip((beside or {}).items(), itertools.cycle((_RED, _INK, _SOFT)), strict=False):
+        axes.plot(list(points), list(points.values()), "x", color=color, markersize=6, label=name, zorder=3)
     if val:
         axes.plot(list(val), list(val.values()), "o", color=_ORANGE, markersize=5.5, label="validation", zorder=3)
     marks = _boundaries(logged)
-    axes.set_xlim(min(0, *steps), max([*steps, *marks, 1]))
-    settled = slice(len(losses) // 50, None)
-    drawn = [*losses[settled], *val.values()]
+    others = [points for points in (beside or {}).values() if points]
+    axes.set_xlim(min(0, *steps), max([*steps, *marks, *(max(points) for points in others), 1]))
+    settled = steps >= _STEEP * max(steps)
+    drawn = [*losses[settled], *val.values(), *(loss for points in others for loss in points.values())]
     pad = 0.05 * (max(drawn) - min(drawn)) or 0.05
     axes.set_ylim(min(drawn) - pad, max(drawn) + pad)
     axes.legend(loc="upper right", labelcolor=_INK, fontsize=9, facecolor="white", edgecolor="white", framealpha=1.0)

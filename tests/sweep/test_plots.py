@@ -84,6 +84,15 @@ def test_validation_points_are_drawn(tmp_path: Path, figures: list[Any]) -> None
     assert (points.get_xdata(), points.get_ydata()) == ([100], [3.1])
 
 
+def test_losses_of_other_runs_are_drawn_beside_and_are_inside(tmp_path: Path, figures: list[Any]) -> None:
+    plots.plot_loss(TRAIN, tmp_path / "loss.png", beside={"before": {50: 3.9, 260: 1.5}, "after": {}})
+    (axes,) = figures[0].axes
+    (line,) = (line for line in axes.lines if line.get_label() == "before")
+    assert line.get_xydata().tolist() == [[50, 3.9], [260, 1.5]]
+    assert axes.get_xlim()[1] >= 260
+    assert axes.get_ylim()[0] < 1.5
+
+
 def test_flags_of_crowded_boundaries_do_not_overlap(tmp_path: Path, figures: list[Any]) -> None:
     steps = [0, 1, 2, 50, 52, 54, 54, 120, 121, 190, 199, 200]
     marks = [{"event": "boundary", "step": step, "name": f"boundary_{number}"} for number, step in enumerate(steps)]

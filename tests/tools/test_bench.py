@@ -181,6 +181,12 @@ def test_a_start_is_timed_with_the_words_of_the_command(
     assert words[5:] == ["--gpus", "4"]
 
 
+def test_both_layouts_are_compared(finished: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    said = golf(capsys, "bench", "layout", finished.toml, "--seconds", "0.01", "--json")
+    assert said.code == 0
+    assert [one["name"].split("/")[1] for one in said.json["measurements"]] == ["layers", "layers", "banks", "banks"]
+
+
 def test_a_first_step_gives_its_stamps(finished: Place, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("bench", "first-step", finished.toml, "--data", finished.data)
     assert list(golf(capsys, *words, "--json").json) == ["import", "build", "prime", "first step"]
@@ -198,12 +204,13 @@ def test_all_goes_on_where_one_breaks(
 
     monkeypatch.setattr(suite, "time_starts", found("start/cold", 1.0))
     monkeypatch.setattr(suite, "time_kernels", breaks)
+    monkeypatch.setattr(suite, "time_layouts", found("layout/layers/weights", 5.0))
     monkeypatch.setattr(suite, "time_steps", found("step/loop off", 2.0))
     monkeypatch.setattr(suite, "time_saving", found("checkpoint/gather", 3.0))
     monkeypatch.setattr(suite, "time_evaluation", found("eval/cold", 4.0))
     said = golf(capsys, "bench", "all", finished.toml, "--root", tmp_path, "--json")
     assert said.code == 1
-    names = ["start/cold", "ceiling/copy", "step/loop off", "checkpoint/gather", "eval/cold"]
+    names = ["start/cold", "ceiling/copy", "layout/layers/weights", "step/loop off", "checkpoint/gather", "eval/cold"]
     assert [one["name"] for one in said.json["measurements"]] == names
     assert said.json["failures"] == ["RuntimeError: no such kernel"]
     assert "Traceback" in said.err
