@@ -12,6 +12,9 @@ from golf.bench.case import Case, Draw, Inputs, Outputs, Sizes
 from golf.bench.flop import attention_flop
 from golf.bench.measurement import Work
 from golf.bench.synthetic import draw_batch
+from golf.kernels import project
+from golf.kernels.project import APART, STACKED, project_by
+from golf.kernels.project_gemm import TILES
 from golf.kernels.square_mlp import MATMUL, Ways, square_mlp_by
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES, GRAIN
 from golf.model.rotary import rotary_table
@@ -63,13 +66,18 @@ def _project(sizes: Sizes) -> Case:
     def make(draw: Draw) -> Inputs:
         return {"n": draw.activations(dim)} | {str(i): draw.matrix(*shape) for i, shape in enumerate(shapes)}
 
-    def call(project: Any, x: Inputs) -> Outputs:
-        outputs: Outputs = project(x["n"], [tensor for name, tensor in x.items() if name != "n"])
+    def call(form: Any, x: Inputs) -> Outputs:
+        outputs: Outputs = form(x["n"], [tensor for name, tensor in x.items() if name != "n"])
         return outputs
+
+    tables = () if sizes.dtype is torch.float32 else tuple(TILES)
+    ways = [project.Ways(forward, backward) for forward in (APART, STACKED) for backward in (APART, *tables)]
+    others = {", ".join(way): partial(call, partial(project_by, way)) for way in ways if way != project.FASTEST}
 
     flop = 2 * sizes.tokens * weights
     input_and_weights = sizes.bytes(dim) + weights * sizes.dtype.itemsize
-    return Case("project", "project", make, call, Work(moved, flop), Work(moved + input_and_weights, 2 * flop))
+    backward = Work(moved + input_and_weights, 2 * flop)
+    return Case("project", "project", make, call, Work(moved, flop), backward, others)
 
 
 def _turn(name: str, sizes: Sizes, heads: int) -> Case:

@@ -29,7 +29,10 @@ _GROUPS: tuple[tuple[str, str], ...] = (  # the first that is found in a name de
     ("cross-entropy", r"^_(loss|gradient)_kernel|entropy|nll_loss|cunn_SoftMax|log_softmax|LogSoftMax"),
     ("attention", r"flash|fmha|sdpa|flex_attention|attention|_attn_"),
     ("fused linear", r"^_(square|slope)(_product)?(_\d+)?$|linear_leaky"),
-    ("GEMMs", r"^triton_tem_|gemm|nvjet|cutlass|cublas|splitK|gemv|^aten::(mm|addmm|bmm|baddbmm|mv|dot)$|mkldnn"),
+    (
+        "GEMMs",
+        r"^_sum_products|^triton_tem_|gemm|nvjet|cutlass|cublas|splitK|gemv|^aten::(mm|addmm|bmm|baddbmm|mv|dot)$|mkldnn",
+    ),
     ("fills and copies", r"Memcpy|Memset|FillFunctor|fill_|copy|CatArray|^aten::(zero_|cat|clone|index)"),
     ("reductions", r"^_(mix|norm|turn|exclude)(_|$)|reduce_kernel|[nN]orm|^aten::(sum|mean)$"),
     ("pointwise", r"elementwise|multi_tensor_apply|^aten::(add|mul|sub|div|pow|where|lerp|neg|rsqrt)"),

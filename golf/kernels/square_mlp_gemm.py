@@ -9,17 +9,13 @@ whole and the long one is read from memory once, so no other grouping of the til
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from golf.kernels.jit import HAS_TRITON, ceil_div, jit, tl
-
-if HAS_TRITON:
-    from triton.tools.tensor_descriptor import TensorDescriptor
+from golf.kernels.jit import ceil_div, jit, tl
+from golf.kernels.tma import count_programs, cut, described
 
 WORD = 32  # signs a word
 GRAIN = 16  # of which C and F must be multiples: the TMA takes rows of whole 16 bytes
-INTERPRETED_PROGRAMS = 2  # few, so that a program walks over several tiles
 
 
 class Tiles(NamedTuple):
@@ -80,16 +76,6 @@ def slopes(hidden: "Any", signs: "Any", below: "Any", ROWS: tl.constexpr, COLUMN
 
 
 @jit
-def _cut(tile: "Any", ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr) -> Any:
-    """Return the PARTS groups of columns of a tile, from left to right."""
-    if PARTS == 1:
-        return (tile,)
-    else:  # without it, Triton would cut for ever
-        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
-        return _cut(left, ROWS, COLUMNS // 2, PARTS // 2) + _cut(right, ROWS, COLUMNS // 2, PARTS // 2)
-
-
-@jit
 def _words_at(row: "Any", column: "Any", rows: "Any", words: "Any", ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> Any:
     """Return where a tile's signs lie within (rows, words), and which of them do."""
     token = (row + tl.arange(0, ROWS))[:, None]
@@ -123,7 +109,7 @@ def _square_product(
             z = tl.dot(n.load([row, k]), fc.load([column, k]).T, z, input_precision="ieee")
         at, inside = _words_at(row, column, rows, words, ROWS, COLUMNS)
         tl.store(signs + at, pack_signs(z, ROWS, COLUMNS), mask=inside)
-        parts = _cut(squares(z, slope_squared).to(hidden.dtype), ROWS, COLUMNS, PARTS)
+        parts = cut(squares(z, slope_squared).to(hidden.dtype), ROWS, COLUMNS, PARTS)
         for part in tl.static_range(PARTS):
             hidden.store([row, column + part * (COLUMNS // PARTS)], parts[part])
 
@@ -154,7 +140,7 @@ def _slope_product(
         for step in range(steps):
             k = step * DEPTH
             h = tl.dot(dy.load([row, k]), proj.load([k, column]), h, input_precision="ieee")
-        parts = _cut(h, ROWS, COLUMNS, PARTS)
+        parts = cut(h, ROWS, COLUMNS, PARTS)
         for part in tl.static_range(PARTS):  # one at a time: the sums alone take half of the registers
             start = column + part * WIDTH
             at, inside = _words_at(row, start, rows, words, ROWS, WIDTH)
@@ -171,7 +157,7 @@ def square_product(
     The activation takes the float32 sums; all tensors are contiguous and not empty, C and F multiples of GRAIN.
     """
     left, right, out = (tiles.rows, tiles.depth), (tiles.columns, tiles.depth), (tiles.rows, _width(tiles))
-    tensors = _described(n, left), _described(fc, right), _described(hidden, out), signs
+    tensors = described(n, left), described(fc, right), described(hidden, out), signs
     _launch(_square_product, tensors, hidden, n.shape[1], negative_slope**2, tiles)
 
 
@@ -184,7 +170,7 @@ def slope_product(
     multiples of GRAIN.
     """
     left, right, out = (tiles.rows, tiles.depth), (tiles.depth, tiles.columns), (tiles.rows, _width(tiles))
-    tensors = _described(dy, left), _described(proj, right), _described(hidden, out), _described(dz, out), signs
+    tensors = described(dy, left), described(proj, right), described(hidden, out), described(dz, out), signs
     _launch(_slope_product, tensors, hidden, dy.shape[1], slope_below(negative_slope), tiles)
 
 
@@ -197,17 +183,10 @@ def _launch(kernel: Any, tensors: tuple[Any, ...], hidden: Tensor, depth: int, n
     rows, width = hidden.shape
     across = ceil_div(width, tiles.columns)
     count = ceil_div(rows, tiles.rows) * across
-    programs = INTERPRETED_PROGRAMS
-    if hidden.is_cuda:
-        programs = tiles.programs * torch.cuda.get_device_properties(hidden.device).multi_processor_count
+    programs = count_programs(hidden.device, tiles.programs)
     sizes = rows, ceil_div(width, WORD), ceil_div(depth, tiles.depth), count, across, number
     shape = tiles.rows, tiles.columns, tiles.depth, tiles.parts
     kernel[min(programs, count),](*tensors, *sizes, *shape, num_warps=tiles.warps, num_stages=tiles.stages)
-
-
-def _described(matrix: Tensor, block: tuple[int, int]) -> Any:
-    aligned = matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()  # the TMA wants it; new memory is
-    return TensorDescriptor(aligned, list(aligned.shape), list(aligned.stride()), list(block))
 
 
 def _width(tiles: Tiles) -> int:

@@ -63,6 +63,7 @@ GOLF = {
     "norm": "reductions",
     "softcapped_ce": "cross-entropy",
     "square_mlp": "fused linear",
+    "project_gemm": "GEMMs",
     "square_mlp_gemm": "fused linear",
     "turn_heads": "reductions",
 }

@@ -1,0 +1,36 @@
+"""What persistent Triton products share: the tensor memory accelerator (TMA), and tiles that leave in parts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golf.kernels.jit import HAS_TRITON, jit, tl
+
+if HAS_TRITON:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+_INTERPRETED_PROGRAMS = 2  # few, so that a program walks over several tiles
+
+
+@jit
+def cut(tile: "Any", ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr) -> Any:
+    """Return the PARTS groups of columns of a tile, from left to right."""
+    if PARTS == 1:
+        return (tile,)
+    else:  # without it, Triton would cut for ever
+        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+        return cut(left, ROWS, COLUMNS // 2, PARTS // 2) + cut(right, ROWS, COLUMNS // 2, PARTS // 2)
+
+
+def described(matrix: Tensor, block: tuple[int, int]) -> Any:
+    """Return the descriptor by which the TMA moves a `block` of a contiguous `matrix` with rows of whole 16 bytes."""
+    aligned = matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()  # the TMA wants it; new memory is
+    return TensorDescriptor(aligned, list(aligned.shape), list(aligned.stride()), list(block))
+
+
+def count_programs(device: torch.device, each: int) -> int:
+    """Return how many programs fill `device`, so many `each` of its multiprocessors."""
+    if device.type != "cuda":
+        return _INTERPRETED_PROGRAMS
+    return each * int(torch.cuda.get_device_properties(device).multi_processor_count)
