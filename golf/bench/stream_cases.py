@@ -64,7 +64,7 @@ def _mix_norm(sizes: Sizes) -> Case:
         make=lambda draw: {"weights": draw.parameter(2, dim), **_streams(draw, 2)},
         call=call,
         forward=Work(4 * stream),
-        backward=Work(6 * stream),  # two gradients and the streams are read, two gradients written
+        backward=Work(7 * stream),  # three gradients and the streams are read, two gradients written
     )
 
 

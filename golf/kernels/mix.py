@@ -27,10 +27,13 @@ def plain_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(_weighted_sum(streams, row) for row in weights.to(streams[0].dtype))
 
 
-def plain_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Return u = sum_j w_j x_j, as `plain_mix` does with `weights` (J, C), and scale * rms_norm(u)."""
+def plain_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u = sum_j w_j x_j, as `plain_mix` does with `weights` (J, C), scale * rms_norm(u), and the last stream.
+
+    Whoever takes that stream from here lets its gradients be added up in this backward, not in passes of their own.
+    """
     u = _weighted_sum(streams, weights.to(streams[0].dtype))
-    return u, plain_norm(u, scale=scale)
+    return u, plain_norm(u, scale=scale), streams[-1]
 
 
 def plain_add_norm(x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
@@ -80,14 +83,21 @@ def _mix_backward(
     incoming: Sequence[Tensor | None],
     normalized: Tensor | None,
     rstd: Tensor | None,
+    handed_on: Tensor | None,
     scale: float,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Return the gradients that are `wanted`, of each stream and of `weights` (O, J, C), given those of the outputs."""
+    """Return the gradients that are `wanted`, of each stream and of `weights` (O, J, C), given those of the outputs.
+
+    That of the last stream, `handed_on`, is added to its own.
+    """
     streams, incoming = [x.contiguous() for x in streams], [g if g is None else g.contiguous() for g in incoming]
+    handed_on = None if handed_on is None else handed_on.contiguous()
     outgoing = [_like(x) if want else None for x, want in zip(streams, wanted[:-1], strict=True)]
     through = Normalized(normalized if normalized is None else normalized.contiguous(), rstd, scale)
-    by_weight = launch_backward(streams, weights, incoming, outgoing, wants_weights=wanted[-1], normalized=through)
+    by_weight = launch_backward(
+        streams, weights, incoming, outgoing, wants_weights=wanted[-1], normalized=through, handed_on=handed_on
+    )
     gradients = [*outgoing, None if by_weight is None else by_weight.to(weights.dtype)]
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -99,6 +109,7 @@ def _(
     incoming: Sequence[Tensor | None],
     normalized: Tensor | None,
     rstd: Tensor | None,
+    handed_on: Tensor | None,
     scale: float,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
@@ -133,13 +144,6 @@ def _save_mix(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: list[Tensor
     ctx.save_for_backward(*(streams if weights.requires_grad else ()), weights)  # fixed weights need no streams
 
 
-def _save_mix_norm(ctx: Any, inputs: tuple[list[Tensor], Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(*inputs[0], inputs[1], output[2])
-    ctx.scale = inputs[2]
-
-
 def _save_add_norm(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
@@ -155,21 +159,36 @@ def _differentiate_mix(ctx: Any, gradients: list[Tensor | None]) -> tuple[list[T
         return [None for _ in wanted[:-1]], None
     if not streams:  # they are not read, so that a gradient of their shape may stand for them
         streams = given[:1] * (len(wanted) - 1)
-    found = iter(_mix_backward(streams, weights, gradients, None, None, 1.0, wanted))
+    found = iter(_mix_backward(streams, weights, gradients, None, None, None, 1.0, wanted))
     *by_stream, by_weight = (next(found) if want else None for want in wanted)
     return by_stream, by_weight
 
 
-def _differentiate_mix_norm(
-    ctx: Any, of_sum: Tensor | None, of_norm: Tensor | None, _: None
-) -> tuple[list[Tensor | None], Tensor | None, None]:
-    *streams, weights, rstd = ctx.saved_tensors
-    wanted = [*ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
-    if of_sum is None and of_norm is None:
-        return [None for _ in wanted[:-1]], None, None
-    found = iter(_mix_backward(streams, weights[None], [of_sum], of_norm, rstd, ctx.scale, wanted))
-    *by_stream, by_weight = (next(found) if want else None for want in wanted)
-    return by_stream, None if by_weight is None else by_weight[0], None
+class _MixNorm(torch.autograd.Function):
+    """The operator, and the last stream handed on: an operator may not return what it was given."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, scale: float, *streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total, normalized, rstd = _mix_norm(streams, weights, scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*streams, weights, rstd)
+        ctx.scale = scale
+        if not ctx.needs_input_grad[-1]:
+            ctx.mark_non_differentiable(streams[-1])  # else every later visit would make a gradient that nobody takes
+        return total, normalized, streams[-1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, of_sum: Tensor | None, of_norm: Tensor | None, handed_on: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        *streams, weights, rstd = ctx.saved_tensors
+        wanted = [*ctx.needs_input_grad[2:], ctx.needs_input_grad[0]]
+        if of_sum is None and of_norm is None:
+            return *(None for _ in wanted[1:]), None, handed_on
+        found = iter(_mix_backward(streams, weights[None], [of_sum], of_norm, rstd, handed_on, ctx.scale, wanted))
+        *by_stream, by_weight = (next(found) if want else None for want in wanted)
+        return None if by_weight is None else by_weight[0], None, *by_stream
 
 
 def _differentiate_add_norm(
@@ -182,7 +201,6 @@ def _differentiate_add_norm(
 
 
 _mix.register_autograd(_differentiate_mix, setup_context=_save_mix)
-_mix_norm.register_autograd(_differentiate_mix_norm, setup_context=_save_mix_norm)
 _add_norm.register_autograd(_differentiate_add_norm, setup_context=_save_add_norm)
 
 
@@ -195,11 +213,11 @@ def fused_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(_mix(streams, weights))
 
 
-def fused_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+def fused_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `plain_mix_norm` does, sum and norm rounded once each; raises and differentiates as `fused_mix`."""
     _check(streams, weights[None])
-    total, normalized, _ = _mix_norm(streams, weights, scale)
-    return total, normalized
+    found: tuple[Tensor, Tensor, Tensor] = _MixNorm.apply(weights, scale, *streams)  # type: ignore[no-untyped-call]
+    return found
 
 
 def fused_add_norm(x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:

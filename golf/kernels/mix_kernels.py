@@ -115,6 +115,24 @@ def _mix_forward(
 
 
 @jit
+def _stream_gradient(
+    weights: "Any",
+    tiles: "Any",
+    handed_on: "Any",
+    at: "Any",
+    inside: "Any",
+    STREAM: tl.constexpr,
+    STREAMS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+) -> Any:
+    """Return the gradient of a stream from those of the sums, and if it is the last, with what was `handed_on`."""
+    gradient = _weighted_sum(weights, tiles, STREAM, STREAMS, OUTPUTS)
+    if STREAM == STREAMS - 1 and handed_on is not None:
+        gradient += load_tile(handed_on, at, inside)
+    return gradient
+
+
+@jit
 def _mix_backward(
     x0: "Any",  # (N, C), as all streams and gradients
     x1: "Any",
@@ -125,6 +143,7 @@ def _mix_backward(
     g1: "Any",
     normalized: "Any",  # gradient of the normalized sum
     rstd: "Any",  # (N,)
+    handed_on: "Any",  # what is added to the last stream's gradient
     d0: "Any",  # gradients of the streams
     d1: "Any",
     d2: "Any",
@@ -160,7 +179,8 @@ def _mix_backward(
             g = (g[0] + tile_gradient(u, r, load_tile(normalized, at, inside), scale, CHANNELS),)
         for stream in tl.static_range(STREAMS):
             if outgoing[stream] is not None:
-                tl.store(outgoing[stream] + at, _weighted_sum(w, g, stream, STREAMS, OUTPUTS), mask=inside)
+                d = _stream_gradient(w, g, handed_on, at, inside, stream, STREAMS, OUTPUTS)
+                tl.store(outgoing[stream] + at, d, mask=inside)
         if partials is not None:
             more = _no_tiles()
             for k in tl.static_range(OUTPUTS * STREAMS):
@@ -210,23 +230,26 @@ def launch_backward(
     *,
     wants_weights: bool,
     normalized: Normalized = NOT_NORMALIZED,
+    handed_on: Tensor | None = None,
 ) -> Tensor | None:
     """Write the streams' gradients into `outgoing` from those of the sums, `incoming`, and of the normalized sum.
 
-    None stands for zeros, or for what is not wanted. Returns the gradient of `weights` (O, J, C), float32, if it
-    `wants_weights`. All but `weights` must be contiguous.
+    `handed_on` is added to that of the last stream. None stands for zeros, or for what is not wanted. Returns the
+    gradient of `weights` (O, J, C), float32, if it `wants_weights`. All but `weights` must be contiguous.
     """
     rows, channels = _count_rows(streams[0]), weights.shape[2]
     tile = row_tile(channels, BACKWARD_TILE)
     programs = min(BACKWARD_PROGRAMS, ceil_div(rows, tile.rows))
     partials = weights.new_empty(programs, *weights.shape, dtype=torch.float32) if wants_weights else None
     if rows > 0:
-        tensors = (*_padded(incoming, MAX_OUTPUTS), *normalized[:2], *_padded(outgoing, MAX_STREAMS), partials)
+        gradients = (*_padded(incoming, MAX_OUTPUTS), *normalized[:2], handed_on)
         sizes = (*weights.shape[:2], channels, tile.rows, tile.channels, BACKWARD_STAGES)
         arguments = (
             *_padded(streams, MAX_STREAMS),
             weights,
-            *tensors,
+            *gradients,
+            *_padded(outgoing, MAX_STREAMS),
+            partials,
             rows,
             normalized.scale,
             *weights.stride(),

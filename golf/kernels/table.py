@@ -53,7 +53,9 @@ class MixFunction(Protocol):
 class MixNormFunction(Protocol):
     """See `golf.kernels.mix`."""
 
-    def __call__(self, streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, streams: Sequence[Tensor], weights: Tensor, *, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 class AddNormFunction(Protocol):

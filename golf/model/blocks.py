@@ -43,7 +43,8 @@ class Block(nn.Module):
         """Return u = r0 x + r1 x0 and what attention reads, s rms(u), both (B, T, C)."""
         kernels, s = context.kernels, self.norm_scale
         if self.resid_mix is not None and self.first_output is None:
-            return kernels.mix_norm((x, context.x0), self.resid_mix, scale=s)
+            u, n, context.memory["x0"] = kernels.mix_norm((x, context.latest_x0()), self.resid_mix, scale=s)
+            return u, n
         u = x if self.resid_mix is None else kernels.mix((x, context.x0), self.resid_mix[None])[0]
         read = u if self.first_output is None else self.first_output(u, context)
         return u, kernels.norm(read, scale=s)

@@ -20,3 +20,7 @@ class Context(NamedTuple):
     waiting: list[Tensor]  # encoder outputs (B, T, C) that decoder visits take, the newest first
     value_embedding: Tensor | None = None  # (B, T, K*D) shared by the layers that add it
     lanes: tuple[Tensor, Tensor] | None = None  # (L, 2, 2) and (L, 2) of parts/lanes.py
+
+    def latest_x0(self) -> Tensor:
+        """Return x0 as the last visit handed it on, whose backward adds up the gradients."""
+        return self.memory.get("x0", self.x0)

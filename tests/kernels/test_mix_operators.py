@@ -9,7 +9,7 @@ from torch import Tensor
 
 from golf.kernels import mix
 from golf.kernels.jit import HAS_TRITON
-from golf.kernels.mix import fused_add_norm, fused_mix, fused_mix_norm, plain_add_norm
+from golf.kernels.mix import fused_add_norm, fused_mix, fused_mix_norm, plain_add_norm, plain_mix_norm
 from tests.kernels.test_mix import MIX, MIX_NORM, Form, arriving, check, forms, gradients, inputs
 from tests.kernels.test_norm import SCALE, drop, random
 
@@ -42,7 +42,10 @@ def test_only_the_gradients_that_are_needed_are_written(form: Form, monkeypatch:
         for leaf, wanted in zip((*streams, weights), needed, strict=True):
             leaf.requires_grad_(wanted)
         leaves = [leaf for leaf, wanted in zip((*streams, weights), needed, strict=True) if wanted]
-        results = [function(streams, weights) for function in (form.fused, form.exact)]
+        results = [
+            [result for result in function(streams, weights) if result.requires_grad]
+            for function in (form.fused, form.exact)
+        ]
         found, expected = (torch.autograd.grad(result, leaves, arriving(result)) for result in results)
         check(found, expected)
         assert asked.pop() == (needed, sum(needed))
@@ -97,7 +100,7 @@ def test_the_sums_are_operators(outputs: int) -> None:
     torch.library.opcheck(mix._mix, (streams, weights))
     fixed, other = [x.detach() for x in streams], weights.detach()
     for wanted in ([True, True, True], [False, True, False]):
-        arguments = (fixed, other, [fixed[0], None][:outputs], None, None, 1.0, wanted)
+        arguments = (fixed, other, [fixed[0], None][:outputs], None, None, None, 1.0, wanted)
         torch.library.opcheck(mix._mix_backward, arguments)
 
 
@@ -105,14 +108,16 @@ def test_the_sums_are_operators(outputs: int) -> None:
 def test_the_sums_with_norms_are_operators() -> None:
     streams, weights = inputs(1, 2, (3, 5), torch.bfloat16)
     fixed, other = [x.detach() for x in streams], weights.detach()
-    torch.library.opcheck(mix._mix_norm, (streams, other[0].clone().requires_grad_(), SCALE))
+    torch.library.opcheck(mix._mix_norm, (fixed, other[0], SCALE))
     torch.library.opcheck(mix._add_norm, (*streams, SCALE))
-    arguments = (fixed, other, [None], fixed[0], random((3,)), SCALE, [True, False, True])
-    torch.library.opcheck(mix._mix_backward, arguments)
+    for handed_on, wanted in ((None, [True, False, True]), (fixed[1], [False, True, False])):
+        arguments = (fixed, other, [None], fixed[0], random((3,)), handed_on, SCALE, wanted)
+        torch.library.opcheck(mix._mix_backward, arguments)
 
 
 @needs_triton
 @forms
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
 def test_the_fused_forms_compile_as_one_graph(form: Form) -> None:
     streams, weights = inputs(1, 2)
     compiled = torch.compile(form.fused, fullgraph=True, backend="aot_eager")
@@ -127,7 +132,7 @@ def test_second_derivatives_are_refused(form: Form) -> None:
     total = sum(result.pow(3).sum() for result in form.fused(streams, weights))
     assert isinstance(total, Tensor)
     (first,) = torch.autograd.grad(total, streams[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+    with pytest.raises(RuntimeError, match=r"no autograd formula was registered|once_differentiable"):
         first.sum().backward()
 
 
@@ -153,3 +158,38 @@ def test_what_does_not_fit_is_refused() -> None:
         fused_mix([*streams[:3], streams[3].half()], weights)
     with pytest.raises(ValueError, match=r"one shape and dtype, not \(3, 5, 9\) torch.float32, \(5, 9\)"):
         fused_add_norm(streams[0], streams[1][0], scale=1.0)
+
+
+def chain(mix_norm: Callable[..., tuple[Tensor, ...]], streams: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """Take a stream through three visits, each of which mixes the last stream in as the one before handed it on."""
+    x, last = streams
+    for visit in range(3):
+        x, n, last = mix_norm((x + visit, last), weights[0], scale=SCALE)
+        x = x + n
+    return [x]
+
+
+@needs_triton
+def test_gradients_of_a_stream_that_is_handed_on_are_added_up_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[bool] = []
+    backward = mix._mix_backward
+
+    def watch(*arguments: Any) -> list[Tensor]:
+        added.append(arguments[5] is not None)
+        return list(backward(*arguments))
+
+    monkeypatch.setattr(mix, "_mix_backward", watch)
+    streams, weights = inputs(1, 2)
+    (found,), (expected,) = chain(fused_mix_norm, streams, weights), chain(plain_mix_norm, streams, weights)
+    upstream = random(tuple(found.shape), seed=5)
+    pairs = (torch.autograd.grad(result, (*streams, weights), upstream) for result in (found, expected))
+    check(*pairs)
+    assert added == [False, True, True]  # nothing comes back to the last visit
+
+
+@needs_triton
+def test_a_last_stream_without_a_gradient_has_none_when_it_is_handed_on() -> None:
+    streams, weights = inputs(1, 2)
+    handed_on = fused_mix_norm((streams[0], streams[1].detach()), weights[0], scale=SCALE)[2]
+    assert not handed_on.requires_grad
+    assert torch.equal(handed_on, streams[1])

@@ -20,7 +20,7 @@ def _values(outputs: int, streams: int, normalized: bool, channel_stride: Any, *
     """Return the kernels' constants, None for what is not there, and the types of the weights and their strides."""
     missing = [f"{kind}{index}" for kind in "xd" for index in range(streams, mix_kernels.MAX_STREAMS)]
     missing += [f"{kind}{index}" for kind in ("out", "g") for index in range(outputs, mix_kernels.MAX_OUTPUTS)]
-    missing += [] if normalized else ["normalized", "rstd"]
+    missing += [] if normalized else ["normalized", "rstd", "handed_on"]
     strides = {"output_stride": "i32", "stream_stride": "i32", "channel_stride": channel_stride}
     sizes = {"OUTPUTS": outputs, "STREAMS": streams}
     return {"weights": "*fp32", "partials": "*fp32", **strides, **sizes, **dict.fromkeys(missing), **more}
@@ -45,6 +45,7 @@ def _cases(dtype: str) -> Iterator[Case]:
     frozen = _values(1, 4, False, "i32", partials=None, d1=None, d2=None, d3=None)
     yield _backward(dtype, "of stream and first passes, fixed weights", frozen)
     yield _backward(dtype, "of stream and x0, norm alone", _values(1, 2, True, 1, g0=None))
+    yield _backward(dtype, "of stream and x0, the last visit", _values(1, 2, True, 1, handed_on=None))
 
 
 CASES = [case for dtype in ("bf16", "fp32") for case in _cases(dtype)]
