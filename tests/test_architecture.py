@@ -83,6 +83,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "golf.bench",
+        "golf.comparison",
         "golf.doctor",
         "golf.inspection",
         "golf.recipe_report",

@@ -20,6 +20,7 @@ _INK, _SOFT, _GRID = "#1f2933", "#7b8794", "#e9ecef"
 _BLUE, _PALE, _ORANGE, _RED = "#2563a8", "#a9c6e4", "#d9822b", "#b42318"
 _SUFFIXES = (".png", ".svg", ".pdf")
 _WIDTH, _HEIGHT = 9.0, 5.0  # inches, without the flags of the boundaries
+_FEW = 40  # points are drawn one by one
 _STEEP = 0.04  # of the steps: where the loss falls from far above all others
 _FLAG = 0.17  # inches a row of flags is high
 
@@ -44,7 +45,8 @@ def plot_loss(
     axes.plot(steps, losses, color=_PALE, linewidth=0.8, label="train")
     axes.plot(steps, smooth, color=_BLUE, linewidth=1.8, label="train, smoothed")
     for (name, points), color in zip((beside or {}).items(), itertools.cycle((_RED, _INK, _SOFT)), strict=False):
-        axes.plot(list(points), list(points.values()), "x", color=color, markersize=6, label=name, zorder=3)
+        form: dict[str, Any] = {"linewidth": 0.8} if len(points) > _FEW else {"marker": "x", "linestyle": ""}
+        axes.plot(list(points), list(points.values()), color=color, label=name, zorder=3, **form)
     if val:
         axes.plot(list(val), list(val.values()), "o", color=_ORANGE, markersize=5.5, label="validation", zorder=3)
     marks = _boundaries(logged)
