@@ -13,6 +13,7 @@ from torch import Tensor
 
 from golf.config import RunConfig
 from golf.data.documents import Batch
+from golf.errors import EnvironmentUnfitError
 from golf.kernels.table import PLAIN, Kernels
 
 MOST = 16  # recordings of one function; batches of other shapes are computed kernel by kernel
@@ -30,7 +31,7 @@ class Recorder(Generic[Key]):
     """A function of a batch and a key on one device, recorded if it `records`.
 
     The first batch of a key and shape is computed, then recorded; later ones are replayed. The function may add to
-    tensors that stay where they are, and must not wait for the GPU.
+    tensors that stay where they are, and must not wait for the GPU: then it cannot be recorded (EnvironmentUnfitError).
     """
 
     def __init__(self, function: Callable[[Batch, Key], Tensor], device: torch.device, *, records: bool) -> None:
@@ -58,9 +59,17 @@ class Recorder(Generic[Key]):
 
     def _record(self, batch: Batch, key: Key) -> _Recording:
         graph = torch.cuda.CUDAGraph()
-        # Other threads read and save meanwhile: what they ask of CUDA is no part of it.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = self.function(batch, key)
+        try:
+            # Other threads read and save meanwhile: what they ask of CUDA is no part of it.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = self.function(batch, key)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            told = str(error).splitlines()[0]
+            raise EnvironmentUnfitError(
+                f"the work of a batch cannot be recorded as a CUDA graph ({told}); set run.cuda_graphs=false"
+            ) from error
         return _Recording(graph, batch, result)
 
 

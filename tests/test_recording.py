@@ -1,6 +1,7 @@
 """A recorded function of a batch gives what the function gives; on a GPU only, there is nothing to record without."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from golf.bench.synthetic import make_dataset
 from golf.data.documents import Batch
 from golf.distributed import single_world
+from golf.errors import EnvironmentUnfitError
 from golf.kernels.flash_ops import flash3_attention
 from golf.kernels.table import PLAIN
 from golf.log import Log
@@ -19,6 +21,7 @@ from golf.model.plan import LayerPlan, plan_layers
 from golf.recording import MOST, Recorder, can_record
 from golf.train_state import TrainState
 from golf.workbench import Workbench
+from tests.model.test_options import OPTIONS
 from tests.pico import pico_batch, pico_recipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -74,6 +77,31 @@ def test_more_shapes_than_recordings_are_computed_and_counted() -> None:
         for _ in range(2):
             assert int(recorder(batch, None)) == int(batch.tokens.sum())
     assert (len(recorder.recordings), recorder.unrecorded) == (MOST, 2 * 2)
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_what_reads_a_tensor_cannot_be_recorded_and_the_way_out_is_named() -> None:
+    def reads(batch: Batch, key: None) -> Tensor:
+        return batch.tokens * int(batch.tokens.sum())
+
+    recorder: Recorder[None] = Recorder(reads, GPU, records=True)
+    with pytest.raises(EnvironmentUnfitError, match=r"cannot be recorded as a CUDA graph .*; set run\.cuda"):
+        recorder(pico_batch(1, 32), None)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_model_with_any_option_is_recorded(name: str, tmp_path: Path) -> None:
+    recipe = pico_recipe("run.dtype=bfloat16", "run.rows_per_micro_batch=2", *OPTIONS[name])
+    state = TrainState.build(recipe, make_dataset(tmp_path, recipe), single_world(GPU))
+    with contextlib.closing(state.loader):
+        for looping in (False, True) if recipe.model.loop else (False,):
+            losses = [float(state.forward_backward(plan_layers(recipe.model, looping=looping), late_qat=False))]
+            losses += [float(state.forward_backward(plan_layers(recipe.model, looping=looping), late_qat=False))]
+            assert all(math.isfinite(loss) for loss in losses)
+        assert state.gradient.recorder.recordings
 
 
 @contextlib.contextmanager
