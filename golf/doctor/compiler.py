@@ -11,7 +11,7 @@ from pathlib import Path
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from golf.doctor.check import Check, guarded, in_gib
-from golf.doctor.mounts import Mount, existing, mount_of
+from golf.doctor.mounts import Mount, existing, mount_of, obstacle
 
 _ROOM_BYTES = 2**30  # compiled code of a few recipes
 _COMPILERS = ("gcc", "clang")  # those that Triton looks for, unless the variable CC names one
@@ -53,7 +53,7 @@ def check_compiler(compiler: str | None, header: Path) -> Check:
 
 def _examine_cache(name: str, folder: Path, mounts: Sequence[Mount]) -> Check:
     there = existing(folder)
-    is_writable = os.access(there, os.W_OK | os.X_OK)
+    is_writable = obstacle(folder) is None and os.access(there, os.W_OK | os.X_OK)
     return check_cache(
         name, folder, mount_of(there, mounts), free=shutil.disk_usage(there).free, is_writable=is_writable
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from golf.doctor.check import Check, guarded, in_gib
 from golf.doctor.footprint import Footprint
-from golf.doctor.mounts import Mount, existing, mount_of
+from golf.doctor.mounts import Mount, existing, mount_of, obstacle
 
 _PROBE_BYTES = 256 * 2**20
 _PROBE_SECONDS = 5.0  # a slower disk is told by fewer bytes
@@ -18,7 +18,13 @@ _WRITING_SHARE = 0.1  # of the training time, for all checkpoints; the next one 
 
 
 def examine_disk(root: Path, mounts: Sequence[Mount], needed: Footprint) -> list[Check]:
-    """Check the disk below `root`, which need not exist yet. Writes and removes a nameless file of 256 MiB."""
+    """Check the disk below `root`, which need not exist yet. Writes and removes a nameless file of 256 MiB.
+
+    Where no folder can be made, that is the only finding: the disk above it is not the one to be used.
+    """
+    blocking = obstacle(root)
+    if blocking is not None:
+        return [Check("disk", "fail", f"{blocking} is no folder", "name a folder with --root")]
     folder = existing(root)
     return [
         check_kind(folder, mount_of(folder, mounts)),

@@ -1,5 +1,6 @@
 """What kind of file system a path lies on, from the mount table of the kernel."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,16 @@ def existing(path: Path) -> Path:
     """Return the deepest folder at or above `path` that exists, absolute and without links."""
     absolute = path.resolve()
     return next(folder for folder in [absolute, *absolute.parents] if folder.is_dir())
+
+
+def obstacle(path: Path) -> Path | None:
+    """Return what stands at or above `path` and is no folder, so that none can be made there; None if all is well.
+
+    A link that leads nowhere stands in the way too.
+    """
+    absolute = path.absolute()
+    there = next(place for place in [absolute, *absolute.parents] if os.path.lexists(place))
+    return None if there.is_dir() else there
 
 
 def _unescaped(word: str) -> str:

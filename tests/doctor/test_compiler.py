@@ -66,6 +66,13 @@ def test_a_cache_that_does_not_exist_yet_is_judged_by_the_folder_above(
     assert (check.verdict, " on nfs, " in check.value) == ("fail", True)
 
 
+def test_a_cache_below_a_file_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "a"))
+    check = {check.name: check for check in examine_compiler([], gpus=0)}["triton cache"]
+    assert (check.verdict, check.value.endswith(", cannot be written")) == ("fail", True)
+
+
 def test_a_cache_that_cannot_be_asked_for_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(under_test, "cache_dir", lambda: 1 / 0)
     verdicts = {check.name: check.verdict for check in examine_compiler([], gpus=0)}

@@ -104,3 +104,14 @@ def test_a_probe_that_breaks_leaves_the_other_checks(tmp_path: Path, monkeypatch
     checks = examine_disk(tmp_path, [], NEEDED)
     assert [check.name for check in checks] == ["disk kind", "disk space", "disk speed"]
     assert (checks[2].verdict, checks[2].value) == ("fail", "OSError: [Errno 122] Disk quota exceeded")
+
+
+@pytest.mark.parametrize("below", ["", "run/a"])
+def test_a_root_that_is_a_file_or_below_one_fails_and_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    monkeypatch.setattr(under_test, "write_speed", lambda folder: pytest.fail("written to"))
+    (tmp_path / "file").write_text("")
+    (check,) = examine_disk(tmp_path / "file" / below, [], NEEDED)
+    assert (check.name, check.verdict, check.value) == ("disk", "fail", f"{tmp_path / 'file'} is no folder")
+    assert "--root" in check.remedy

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from golf.doctor.mounts import Mount, existing, mount_of, parse_mounts, read_mounts
+from golf.doctor.mounts import Mount, existing, mount_of, obstacle, parse_mounts, read_mounts
 
 POD = r"""overlay / overlay rw,relatime,lowerdir=/var/lib/docker/overlay2/l/AB:/var/lib/docker/overlay2/l/CD 0 0
 proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0
@@ -93,3 +93,17 @@ def test_the_deepest_existing_folder_is_found_through_links(tmp_path: Path) -> N
 def test_a_relative_path_is_taken_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert existing(Path("checkpoints")) == tmp_path.resolve()
+
+
+def test_a_folder_and_what_can_become_one_have_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    places = [tmp_path, tmp_path / "a" / "b", tmp_path / "link", tmp_path / "link" / "a", Path("a"), Path(".")]
+    assert [obstacle(place) for place in places] == [None] * 6
+
+
+def test_a_file_and_a_link_to_nothing_are_obstacles_to_themselves_and_what_is_below(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("file", "link"):
+        assert obstacle(tmp_path / name) == obstacle(tmp_path / name / "a" / "b") == tmp_path / name

@@ -68,3 +68,15 @@ def test_this_machine_will_do_for_the_tests(capsys: pytest.CaptureFixture[str], 
     assert "scaled_dot_product_attention" in rows["attention"]["value"]
     assert all(bool(row["remedy"]) == (row["verdict"] != "ok") for row in rows.values())
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_root_that_is_a_file_ends_with_exit_code_4(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for part in ("_examine_packages", "_examine_compiler", "_examine_data", "examine_host"):
+        monkeypatch.setattr(examination, part, lambda *values, **more: [])
+    (tmp_path / "file").write_text("")
+    said = golf(capsys, "doctor", "--root", tmp_path / "file", "--json")
+    assert said.code == 4
+    failed = [row for row in said.json["checks"] if row["verdict"] == "fail"]
+    assert [(row["name"], row["value"]) for row in failed] == [("disk", f"{tmp_path / 'file'} is no folder")]
