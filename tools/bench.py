@@ -1,7 +1,8 @@
 """Time kernels, steps, the start, checkpoints and evaluation beside the machine's ceilings; compare two results."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,17 @@ def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("recipe", default="pr1787")(function)
 
 
-@click.group(epilog="Example: golf bench step pr1787 --out step.json")
+class _Benchmarks(click.Group):
+    """Commands that clear up when a signal ends them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from golf.bench.interruption import ended_in_order
+
+        with ended_in_order():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Benchmarks, epilog="Example: golf bench step pr1787 --out step.json")
 def command() -> None:
     """Measure speed: RECIPE is a shipped name (see `golf recipe list`) or a TOML file, by default pr1787.
 
@@ -132,13 +143,14 @@ def first_step(recipe: str, data: Path, processes: int, overrides: tuple[str, ..
     from golf.recipe import load_recipe
     from golf.session import open_dataset
 
-    if _launched(processes):
-        return
     chosen = load_recipe(recipe, overrides)
-    with open_world() as world, Log(rank=world.rank) as log:
-        stamps = take_first_step(chosen, open_dataset(chosen, data), world, log)
-        if not world.is_main:
+    with _silent_if_interrupted(True):
+        if _launched(processes):
             return
+        with open_world() as world, Log(rank=world.rank) as log:
+            stamps = take_first_step(chosen, open_dataset(chosen, data), world, log)
+            if not world.is_main:
+                return
     if as_json:
         echo_json(stamps)
     else:
@@ -240,7 +252,7 @@ def _report(
         raise UsageError(f"{out} exists; name another file or give --force")
     if _launched(processes):
         return
-    with open_world() as world, Log(rank=world.rank) as log:
+    with open_world() as world, Log(rank=world.rank) as log, _silent_if_interrupted(not world.is_main):
         report = work(Bench(chosen, data, world, log))
         if not world.is_main:
             return
@@ -259,6 +271,19 @@ def _exit_if(failures: "tuple[str, ...] | list[str]") -> None:
         click.echo(f"failed: {failure}", err=True)
     if failures:
         click.get_current_context().exit(1)
+
+
+@contextlib.contextmanager
+def _silent_if_interrupted(is_silent: bool) -> Iterator[None]:
+    """End an interrupted block with the exit code alone if another process says the sentence."""
+    from golf.errors import InterruptedRunError
+
+    try:
+        yield
+    except (KeyboardInterrupt, InterruptedRunError) as error:
+        if not is_silent:
+            raise
+        raise click.exceptions.Exit(InterruptedRunError.exit_code) from error
 
 
 def _launched(processes: int) -> bool:

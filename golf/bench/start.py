@@ -4,6 +4,7 @@ A process of its own is started, because whatever this one has imported and comp
 rehearsal of what follows a training; a `golf train` starts that much later.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -31,6 +32,8 @@ _CACHES = (
     "CUTE_DSL_CACHE_DIR",
     "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
 )
+
+_END_SECONDS = 330.0  # from SIGTERM to SIGKILL: a launcher gives its ranks 300 and some itself
 
 
 def time_starts(words: Sequence[str]) -> Findings:
@@ -73,8 +76,24 @@ def _run(words: Sequence[str], caches: Path) -> dict[str, float]:
     """Run a first step in a process that keeps what it compiles in `caches`; return its stamps."""
     places = [f"{name}={caches / name.lower()}" for name in _CACHES]
     command = ["env", *places, sys.executable, "-m", "golf", "bench", "first-step", *words, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise WorkerDiedError(f"the first step ended with exit code {done.returncode}; its message is above")
-    stamps: dict[str, float] = json.loads(done.stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            _end(process)
+            raise
+    if process.returncode != 0:
+        raise WorkerDiedError(f"the first step ended with exit code {process.returncode}; its message is above")
+    stamps: dict[str, float] = json.loads(said)
     return stamps
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Ask a process to end and wait for it; a further Ctrl-C ends it at once, and leaves ranks that it started."""
+    process.terminate()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
