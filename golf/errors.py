@@ -54,7 +54,7 @@ class WorkerDiedError(GolfError):
 
 
 class InterruptedRunError(GolfError):
-    """The user stopped the work; everything finished is on disk."""
+    """The user stopped the work; the sentence says what is kept."""
 
     exit_code = 130
 

@@ -1,9 +1,11 @@
-"""Ctrl-C, SIGTERM and a hang-up end a benchmark in order, so that the folders that it made are removed."""
+"""Ctrl-C, SIGTERM and a hang-up end a benchmark in order: what it made is removed, and a sentence says what is lost."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+from golf.errors import InterruptedRunError
 
 _HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -13,6 +15,7 @@ def ended_in_order() -> Iterator[None]:
     """Let the first of these signals raise KeyboardInterrupt within the block; nohup stays obeyed.
 
     Of later ones only a further Ctrl-C does: a hang-up often follows a SIGTERM, and would cut the clearing up short.
+    Raises InterruptedRunError when the block has ended so.
     """
     received: list[int] = []
 
@@ -27,6 +30,8 @@ def ended_in_order() -> Iterator[None]:
         signal.signal(number, note)
     try:
         yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError("interrupted; a benchmark has no result before its end, run it again") from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
