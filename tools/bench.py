@@ -1,6 +1,7 @@
 """Time kernels, steps, the start, checkpoints and evaluation beside the machine's ceilings; compare two results."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,26 @@ if TYPE_CHECKING:
     from golf.bench.report import Report
     from golf.bench.suite import Bench
 
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse what no range excludes: nan, which is never reached, and inf."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.")
+    return value
+
+
 _PATH = click.Path(path_type=Path)
 _DATA = click.option("--data", type=_PATH, help="Folder of shards.  [default: made-up tokens]")
 _GPUS = click.option("--gpus", "processes", type=click.IntRange(1, 8), default=1, help="Processes, one a GPU.")
 _ROOT = click.option("--root", type=_PATH, default=Path("checkpoints"), show_default=True, help="Whose disk to time.")
 _STEPS = click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Of each kind.")
 _SECONDS = click.option(
-    "--seconds", type=click.FloatRange(min=0.001), default=0.1, show_default=True, help="Spent on each form and way."
+    "--seconds",
+    type=click.FloatRange(min=0.001),
+    default=0.1,
+    show_default=True,
+    callback=_finite,
+    help="Spent on each form and way.",
 )
 
 
@@ -99,6 +113,8 @@ def step(steps: int, profile: Path | None, **common: Any) -> None:
         check_form(profile)
         if profile.exists() and not common["force"]:
             raise click.UsageError(f"{profile} exists; name another file or give --force")
+        if common["out"] is not None and profile.resolve() == common["out"].resolve():
+            raise click.UsageError(f"--profile and --out are both {profile}; name two files")
     _report(lambda bench: bench_steps(bench, steps=steps, profile=profile), **common)
 
 
@@ -206,7 +222,11 @@ def all_(recipe: str, overrides: tuple[str, ...], seconds: float, steps: int, ro
 @click.argument("first", metavar="A.json", type=_PATH)
 @click.argument("second", metavar="B.json", type=_PATH)
 @click.option(
-    "--fail-above", type=click.FloatRange(min=0), metavar="PERCENT", help="Exit with 1 if one is that slower."
+    "--fail-above",
+    type=click.FloatRange(min=0),
+    metavar="PERCENT",
+    callback=_finite,
+    help="Exit with 1 if one is that slower.",
 )
 @json_option
 def compare(first: Path, second: Path, fail_above: float | None, as_json: bool) -> None:
@@ -217,8 +237,6 @@ def compare(first: Path, second: Path, fail_above: float | None, as_json: bool) 
     from golf.bench.compare import compare_reports, format_comparison
     from golf.bench.report import read_report
 
-    if fail_above is not None and not fail_above < float("inf"):
-        raise click.UsageError(f"--fail-above is {fail_above}; name a percentage")
     comparison = compare_reports(read_report(first), read_report(second))
     if as_json:
         echo_json(comparison.to_dict())

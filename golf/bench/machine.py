@@ -31,6 +31,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Return how large the memory is that tensors on `device` lie in."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cpu_name(cpuinfo: str) -> str | None:
     """Return the processor's name in Linux's /proc/cpuinfo."""
     found = re.search(r"^model name\s*:\s*(.+?)\s*$", cpuinfo, re.MULTILINE)

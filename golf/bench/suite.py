@@ -16,6 +16,7 @@ from golf.bench.findings import Findings
 from golf.bench.forms import find_forms
 from golf.bench.kernels import build_cases, time_kernels
 from golf.bench.layout import time_layouts
+from golf.bench.machine import memory_bytes
 from golf.bench.measurement import Figure
 from golf.bench.preflight import foresee_run
 from golf.bench.profile import Kernel, group_figures, kernel_table, profile_steps
@@ -27,7 +28,7 @@ from golf.bench.training import LOOPS, time_steps
 from golf.config import Recipe
 from golf.data.shards import Dataset
 from golf.distributed import VIRTUAL_RANKS, World
-from golf.errors import EnvironmentUnfitError, UsageError
+from golf.errors import EnvironmentUnfitError, ResourceError, UsageError
 from golf.log import Log
 from golf.model.plan import LayerPlan, plan_layers
 from golf.priming import prime
@@ -89,8 +90,12 @@ class Bench(NamedTuple):
 
 
 def bench_kernels(bench: Bench, *, tokens: int | None, seconds: float, only: Sequence[str] = ()) -> Report:
-    """Time every form of every operation, or of those named `only`, on `tokens` tokens (a row of the recipe's)."""
+    """Time every form of every operation, or of those named `only`, on `tokens` tokens (a row of the recipe's).
+
+    Raises ResourceError before anything is allocated for more tokens than memory can hold.
+    """
     rows = bench.row_tokens(tokens)
+    _check_memory(bench, rows)
     ceilings = bench.ceilings(rows)
     found = Findings(list(ceilings.measurements))
     found.add(_kernel_findings(bench, ceilings, rows, seconds=seconds, only=only))
@@ -155,6 +160,15 @@ def bench_all(bench: Bench, words: Sequence[str], *, seconds: float, steps: int,
         _attempt(bench, found, lambda: _training_findings(bench, dataset, ceilings, steps=steps, root=root))
         _attempt(bench, found, lambda: time_evaluation(bench.recipe, dataset, bench.world, bench.log))
     return bench.report("all", found, tokens=rows)
+
+
+def _check_memory(bench: Bench, rows: int) -> None:
+    """Refuse more tokens than have room for their logits, which the ceilings make: an overflow there tells nothing."""
+    needed = rows * bench.recipe.model.vocab_size * getattr(torch, bench.recipe.run.dtype).itemsize
+    there = memory_bytes(bench.world.device)
+    if needed > there:
+        sizes = f"{needed // 2**20:,} MiB for their logits alone, there are {there // 2**20:,} MiB of memory"
+        raise ResourceError(f"{rows:,} tokens take {sizes}; give fewer with --tokens")
 
 
 def _attempt(bench: Bench, found: Findings, work: Callable[[], Findings]) -> None:

@@ -57,6 +57,37 @@ def test_an_operation_that_there_is_not_is_refused(finished: Place, capsys: pyte
     assert "no operation is called 'norms'; there are: attention, project," in said.err
 
 
+@pytest.mark.parametrize("tokens", [10**12, 10**17, 10**30])
+def test_more_tokens_than_memory_can_hold_are_refused_before_any_work(
+    finished: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    monkeypatch.setattr(suite, "measure_ceilings", lambda *rest, **settings: pytest.fail("it ran"))
+    said = golf(capsys, "bench", "kernels", finished.toml, "--tokens", str(tokens))
+    assert said.code == 5
+    assert said.err.startswith(f"Error: {tokens:,} tokens take ")
+    assert said.err.endswith(" MiB of memory; give fewer with --tokens\n")
+
+
+def test_tokens_whose_logits_fill_the_memory_are_the_most(
+    finished: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = finished.recipe()
+    most = 100 * recipe.model.vocab_size * 4  # float32
+    monkeypatch.setattr(suite, "memory_bytes", lambda device: most)
+    words = ("bench", "kernels", finished.toml, "--seconds", "0.001", "--only", "norm", "--tokens")
+    assert [golf(capsys, *words, tokens).code for tokens in ("100", "101")] == [0, 5]
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+@pytest.mark.parametrize("name", ["kernels", "all"])
+def test_seconds_that_never_pass_are_refused(
+    finished: Place, capsys: pytest.CaptureFixture[str], name: str, seconds: str
+) -> None:
+    said = golf(capsys, "bench", name, finished.toml, "--seconds", seconds)
+    assert said.code == 2
+    assert f"Invalid value for '--seconds': {seconds} is no finite number." in said.err
+
+
 def test_steps_are_reported_on_the_terminal_and_in_the_file(
     finished: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +160,17 @@ def test_a_profile_of_an_unknown_form_is_refused_before_anything_runs(
     said = golf(capsys, "bench", "step", finished.toml, "--profile", "k.txt")
     assert said.code == 2
     assert "no kind of table ends in '.txt'" in said.err
+
+
+def test_a_profile_and_a_result_of_one_name_are_refused_before_anything_runs(
+    finished: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "bench_steps", lambda *rest, **settings: pytest.fail("it ran"))
+    monkeypatch.chdir(tmp_path)
+    said = golf(capsys, "bench", "step", finished.toml, "--profile", "a.json", "--out", tmp_path / "a.json", "--force")
+    assert said.code == 2
+    assert "--profile and --out are both a.json; name two files" in said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_are_written_below_the_root_and_removed(
