@@ -129,6 +129,14 @@ def imports(module: str) -> set[str]:
     return {found for name in names if (found := module_of(name)) is not None and found != module}
 
 
+def packages_of(module: str) -> set[str]:
+    """The packages that a module imports anywhere, Python's own included."""
+    nodes = list(ast.walk(tree(module)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names}
+
+
 def module_of(name: str) -> str | None:
     """The module that an imported name is or lies in; None outside of the project."""
     while name and name not in FILES:

@@ -9,12 +9,21 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from golf.doctor.check import Check, Verdict, guarded
 
 _DISTRIBUTION = "golf-hotstart"
 _MODULES = {"protobuf": "google.protobuf"}  # packages that are imported by another name than their own
 _DEVELOPERS = "dev"  # the extra that only those who change golf need
+_TABLES = ("bench", "compare", "demo", "inspect", "requant")
+_COMMANDS = {  # packages without which training and evaluation run, and the commands that do not
+    "huggingface-hub": ("data fetch",),
+    "matplotlib": ("compare", "demo"),
+    "packaging": ("doctor",),
+    "pandas": _TABLES,
+    "tabulate": _TABLES,
+}
 
 
 class Need(NamedTuple):
@@ -58,21 +67,23 @@ def needs(lines: Sequence[str], extras: Sequence[str]) -> list[Need]:
 
 
 def check_package(need: Need) -> Check:
-    """Find, compare and import one package. What is wrong with an optional one is a warning."""
+    """Find, compare and import one package. What is wrong with one that no training needs is a warning."""
     name, specifier = need.requirement.name, need.requirement.specifier
-    bad: Verdict = "warn" if need.is_optional else "fail"
+    commands = _COMMANDS.get(canonicalize_name(name), ())
+    bad: Verdict = "warn" if need.is_optional or commands else "fail"
+    users = f" (only for golf {', '.join(commands)})" if commands else ""
     check, install = f"package {name}", f"pip install '{name}{specifier}'"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Check(check, bad, "not installed", install)
+        return Check(check, bad, f"not installed{users}", install)
     if not specifier.contains(version, prereleases=True):
-        return Check(check, bad, f"{version}, not {specifier}", install)
+        return Check(check, bad, f"{version}, not {specifier}{users}", install)
     try:
         importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
     except Exception as error:  # a broken package may raise anything
         text = " ".join(str(error).split())
-        why = f"{version}, but importing it raises {type(error).__name__}: {text}"
+        why = f"{version}, but importing it raises {type(error).__name__}: {text}{users}"
         return Check(check, bad, why, install.replace("install", "install --force-reinstall", 1))
     return Check(check, "ok", version)
 

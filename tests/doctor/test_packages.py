@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import sys
+import tomllib
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from packaging.requirements import Requirement
 
 from golf.doctor import packages
 from golf.doctor.packages import Need, check_package, check_python, check_triton, examine_packages, needs
+from tests.test_architecture import FILES, ROOT, imports, packages_of
 
 LINES = [
     "torch<2.14,>=2.9",
@@ -55,6 +57,46 @@ def test_a_package_that_cannot_be_imported_fails_with_the_reason(monkeypatch: py
     assert check.verdict == "fail"
     assert "ModuleNotFoundError: import of click halted" in check.value
     assert check.remedy == "pip install --force-reinstall 'click>=8'"
+
+
+@pytest.mark.parametrize("name", ["huggingface_hub", "huggingface-hub"])
+def test_a_package_of_one_command_only_warns_and_names_the_command(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3")
+    check = check_package(needed(Requirement(f"{name}>=2.4")))
+    assert (check.verdict, check.value) == ("warn", "1.2.3, not >=2.4 (only for golf data fetch)")
+    assert check.remedy == f"pip install '{name}>=2.4'"
+
+
+def test_pandas_is_for_tables_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    check = check_package(needed(Requirement("pandas>=2")))
+    assert check.verdict == "warn"
+    assert check.value.endswith(" (only for golf bench, compare, demo, inspect, requant)")
+
+
+def test_what_single_commands_need_is_what_their_code_imports_and_training_does_not() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["plots"]
+    names = [Requirement(line).name for line in lines]
+    modules = {name: packages._MODULES.get(name, name.replace("-", "_")) for name in names}
+    used = {tool.rpartition(".")[2]: packages_used(tool) for tool in FILES if tool.startswith("golf.tools.")}
+    users = {
+        name.replace("_", "-"): {tool for tool, found in used.items() if module.partition(".")[0] in found}
+        for name, module in modules.items()
+    }
+    single = {name: tools for name, tools in users.items() if not tools & {"train", "evaluate"}}
+    assert {name: {words.split()[0] for words in commands} for name, commands in packages._COMMANDS.items()} == single
+
+
+def packages_used(module: str) -> set[str]:
+    """Packages that a module and all that it imports import; SentencePiece's messages are read by protobuf."""
+    seen, waiting = {module}, [module]
+    while waiting:
+        found = imports(waiting.pop()) - seen
+        seen |= found
+        waiting += found
+    used = {package for one in seen for package in packages_of(one)}
+    return used | {"google"} if "sentencepiece" in used else used
 
 
 @pytest.mark.parametrize("name", ["protobuf", "tomli-w", "huggingface_hub"])
