@@ -28,6 +28,7 @@ PHASE_SECONDS = 3600.0  # and in a phase in which rank 0 alone works for minutes
 STOPPED_SECONDS = 15.0  # for how long a rank's process may be stopped
 
 _KEPT_KERNELS = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1"  # else each process compiles FlashAttention-4's anew
+_THREADS = "OMP_NUM_THREADS"
 _TIMEOUT = datetime.timedelta(minutes=10)  # of one collective: ranks may have compiled for minutes before they meet
 
 _RENAMED = hasattr(dist, "all_gather_single")  # in PyTorch 2.13, which warns of the old names
@@ -218,8 +219,18 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is there, no rank makes it
         "TORCHELASTIC_RESTART_COUNT": 0,
     }
-    threads = {"OMP_NUM_THREADS": str(max(1, _cores() // size))}  # ranks that take all cores each crawl
+    threads = {_THREADS: str(share_of_cores(size))}  # ranks that take all cores each crawl
     return threads | os.environ | {key: str(value) for key, value in settings.items()}
+
+
+def share_of_cores(size: int) -> int:
+    """Return how many CPU threads each of `size` ranks gets from golf's launcher, unless OMP_NUM_THREADS is set."""
+    return max(1, _cores() // size)
+
+
+def threads_wanted() -> str | None:
+    """Return OMP_NUM_THREADS, what the user wants of CPU threads in every process; None if it is not set."""
+    return os.environ.get(_THREADS)
 
 
 def inside_launcher() -> bool:

@@ -1,4 +1,4 @@
-"""The machine around the GPUs: memory, processor cores, shared memory, open files, text encoding, clock."""
+"""The machine around the GPUs: memory, processor cores and threads, shared memory, open files, text encoding, clock."""
 
 import locale
 import os
@@ -31,6 +31,7 @@ def examine_host(*, gpus: int, checkpoint_bytes: int) -> list[Check]:
         *unread,
         *guarded("memory", lambda: _examine_memory(memory_limit, gpus, checkpoint_bytes)),
         *guarded("cpu cores", lambda: check_cores(_allowed_cores(), quota, gpus=gpus)),
+        *guarded("cpu threads", lambda: _examine_threads(quota, gpus)),
         *guarded("shared memory", lambda: check_shared_memory(_shared_memory(), gpus=gpus)),
         *guarded("open files", lambda: check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])),
         *guarded("text encoding", lambda: check_encoding(locale.getencoding(), sys.stdout.encoding)),
@@ -55,6 +56,25 @@ def check_cores(allowed: int, quota: float | None, *, gpus: int) -> Check:
     if cores < needed:
         return Check("cpu cores", "warn", value, f"choose a machine with {needed} or more, {_CORES_PER_GPU} a GPU")
     return Check("cpu cores", "ok", value)
+
+
+def check_threads(wanted: str | None, share: int, cores: float, *, gpus: int) -> Check:
+    """Compare the CPU threads of a rank with the cores that it has: with more, ranks slow each other down.
+
+    `wanted` is OMP_NUM_THREADS, `share` what golf's launcher gives to each of several ranks where it is not set.
+    """
+    most = max(1, int(cores) // max(1, gpus))
+    name, value = "cpu threads", f"OMP_NUM_THREADS is {'not set' if wanted is None else wanted}"
+    if wanted is None and gpus < 2:
+        return Check(name, "ok", value)
+    if wanted is None:
+        value += f", golf's launcher gives {share} to a rank"
+    threads = str(share) if wanted is None else wanted.split(",")[0].strip()  # further ones are for nested regions
+    if not threads.isdecimal():
+        return Check(name, "warn", f"{value}, which is no number", "unset OMP_NUM_THREADS")
+    if int(threads) > most:
+        return Check(name, "warn", f"{value}, more than the cores a rank has", f"set OMP_NUM_THREADS to {most}")
+    return Check(name, "ok", value)
 
 
 def check_shared_memory(size: int | None, *, gpus: int) -> Check:
@@ -104,6 +124,14 @@ def _examine_memory(limit: int | None, gpus: int, checkpoint_bytes: int) -> Chec
     total, available = _memory()
     ceiling = total if limit is None else limit
     return check_memory(min(available, ceiling), min(total, ceiling), gpus=gpus, checkpoint_bytes=checkpoint_bytes)
+
+
+def _examine_threads(quota: float | None, gpus: int) -> Check:
+    from golf.distributed import share_of_cores, threads_wanted  # imports torch, whose threads they are
+
+    allowed = _allowed_cores()
+    cores = min(float(allowed), quota or float(allowed))
+    return check_threads(threads_wanted(), share_of_cores(max(1, gpus)), cores, gpus=gpus)
 
 
 def _memory() -> tuple[int, int]:

@@ -12,7 +12,7 @@ from golf.doctor import examination as under_test
 from golf.doctor.check import Check
 from golf.doctor.examination import examine
 
-ALWAYS = ["memory", "cpu cores", "shared memory", "open files", "text encoding", "clock", "data"]
+ALWAYS = ["memory", "cpu cores", "cpu threads", "shared memory", "open files", "text encoding", "clock", "data"]
 
 
 def named(name: str) -> Any:

@@ -15,6 +15,7 @@ from golf.doctor.host import (
     check_memory,
     check_open_files,
     check_shared_memory,
+    check_threads,
     examine_host,
     parse_memory,
 )
@@ -26,7 +27,7 @@ MemAvailable:   22486004 kB
 Buffers:          412364 kB
 HugePages_Total:       0
 """
-NAMES = ["memory", "cpu cores", "shared memory", "open files", "text encoding", "clock"]
+NAMES = ["memory", "cpu cores", "cpu threads", "shared memory", "open files", "text encoding", "clock"]
 
 
 def test_the_memory_of_the_machine_is_read_in_bytes() -> None:
@@ -71,6 +72,53 @@ def test_two_cores_a_gpu_are_needed_in_number_and_in_time(
 
 def test_a_limit_of_time_is_told_beside_the_cores() -> None:
     assert check_cores(64, 3.5, gpus=0).value == "3.5, 64 allowed and a time limit of 3.5"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "share", "cores", "gpus", "verdict"),
+    [
+        ("16", 16, 128.0, 8, "ok"),
+        ("17", 16, 128.0, 8, "warn"),
+        ("1", 1, 4.0, 8, "ok"),  # one is the least
+        ("2", 1, 4.0, 8, "warn"),
+        ("2", 2, 2.0, 0, "ok"),
+        ("3", 2, 2.0, 0, "warn"),
+        ("8,4", 16, 128.0, 8, "ok"),
+        ("many", 16, 128.0, 8, "warn"),
+        ("", 16, 128.0, 8, "warn"),
+        (None, 16, 128.0, 8, "ok"),
+        (None, 16, 32.0, 8, "warn"),  # the container's time is less than its cores'
+        (None, 128, 32.0, 1, "ok"),
+    ],
+)
+def test_ranks_should_not_have_more_threads_than_cores(
+    wanted: str | None, share: int, cores: float, gpus: int, verdict: str
+) -> None:
+    assert check_threads(wanted, share, cores, gpus=gpus).verdict == verdict
+
+
+def test_threads_are_told_as_they_were_found() -> None:
+    values = [check_threads(wanted, 16, 128.0, gpus=gpus).value for wanted, gpus in (("4", 8), (None, 8), (None, 1))]
+    unset = "OMP_NUM_THREADS is not set"
+    assert values == ["OMP_NUM_THREADS is 4", f"{unset}, golf's launcher gives 16 to a rank", unset]
+    check = check_threads("64", 16, 128.0, gpus=8)
+    assert (check.value, check.remedy) == (
+        "OMP_NUM_THREADS is 64, more than the cores a rank has",
+        "set OMP_NUM_THREADS to 16",
+    )
+
+
+@pytest.mark.parametrize(("wanted", "verdict"), [("1", "ok"), ("2", "warn"), (None, "warn")])
+def test_threads_and_cores_are_those_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, wanted: str | None, verdict: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    monkeypatch.setattr(under_test, "_limits", lambda: Limits(None, 2.0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    check = examine_host(gpus=2, checkpoint_bytes=0)[2]
+    assert (check.name, check.verdict) == ("cpu threads", verdict)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_this_machine_will_do_for_the_tests(capsys: pytest.CaptureFixture[str], 
     said = golf(capsys, "doctor", "--root", tmp_path / "checkpoints", "--data", data, "--json")
     rows = {row["name"]: row for row in said.json["checks"]}
     assert {"python", "package torch", "cuda", "gpus", "attention", "triton cache", "codec brotli"} <= rows.keys()
-    assert {"disk space", "disk speed", "memory", "cpu cores", f"data {data}"} <= rows.keys()
+    assert {"disk space", "disk speed", "memory", "cpu cores", "cpu threads", f"data {data}"} <= rows.keys()
     sound = ["python", "package torch", "attention", "codec brotli", "codec zstd", "codec lzma", "disk speed"]
     assert [rows[name]["verdict"] for name in sound] == ["ok"] * 7
     assert rows[f"data {data}"]["value"].startswith("2 training and 1 validation shards")
