@@ -104,7 +104,8 @@ def step(steps: int, profile: Path | None, **common: Any) -> None:
 
     The loop is off, then on. Tokens a second, memory and the share of the GPU's arithmetic are told too, with --profile
     groups of kernels.
-    Anything that is compiled while steps are timed makes the exit code 1.
+    Anything that is compiled while steps are timed makes the exit code 1, and so does a batch for which there is no
+    more room among the recorded CUDA graphs.
     """
     from golf.bench.suite import bench_steps
     from golf.sweep.table import check_form

@@ -34,19 +34,24 @@ def time_steps(
     """Time `steps` steps with the loop off, then as many with it on; the state should be primed. A collective.
 
     A step is that of the training loop: agreement between the ranks, micro-batches, optimizer, averages, with the host
-    at most one step ahead. Compiling anything while steps are timed is a failure.
+    at most one step ahead. Compiling anything while steps are timed is a failure, and so is a batch that should have
+    been replayed and was computed kernel by kernel.
     """
-    findings = Findings()
+    findings, recorder = Findings(), state.gradient.recorder
     for looping in (False, True) if state.recipe.model.loop else (False,):
         label, plan = f"step/{LOOPS[looping]}", plans[looping]
         take_steps(state, plan, world, _WARM_UP)
         _forget_peak(world.device)
+        before = recorder.unrecorded
         with watched() as compiled:
             laps = take_steps(state, plan, world, steps)
         findings.figures.append(Figure(f"{label}/compiled after the warm-up", compiled.count, ""))
         if compiled.count:
             findings.failures.append(f"{label}: {compiled} compiled or loaded during {steps} steps after the warm-up")
-        findings.figures.extend(_peak(label, world.device, recorded=state.gradient.recorder.records))
+        if missed := recorder.unrecorded - before:
+            reason = f"all {len(recorder.recordings)} recordings are of other shapes"
+            findings.failures.append(f"{label}: {missed} batches not replayed during {steps} steps, {reason}")
+        findings.figures.extend(_peak(label, world.device, recorded=recorder.records))
         forward = _take_forwards(state, plan, world, steps)
         flop = model_flop(state.recipe.model, plan, state.recipe.data.batch_tokens) // world.size
         parts = _parts(label, laps, forward, flop)

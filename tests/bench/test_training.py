@@ -14,9 +14,11 @@ from golf.bench.findings import Findings
 from golf.bench.flop import model_flop
 from golf.bench.synthetic import make_dataset
 from golf.bench.training import take_steps, time_steps
+from golf.data.documents import Batch
 from golf.distributed import World, single_world
 from golf.model.plan import plan_layers
 from golf.optim.optimizer import Optimizer
+from golf.recording import Recorder
 from golf.train_state import TrainState
 from tests.pico import pico_recipe
 from tests.ranks import run_ranks
@@ -132,6 +134,29 @@ def test_what_is_compiled_while_steps_are_timed_is_a_failure(tmp_path: Path, mon
     assert [one.value for one in found.figures if "compiled" in one.name] == [2]
     sentence = "step/loop off: 2 graphs and 0 Triton kernels compiled or loaded during 3 steps after the warm-up"
     assert found.failures == [sentence]
+
+
+class FullUp(Recorder[Any]):
+    """A recorder that has a recording of each loop's first four batches and no room for more."""
+
+    def __call__(self, batch: Batch, key: Any) -> torch.Tensor:
+        of_loop = [place for place in self.recordings if place[0] == key]  # type: ignore[index]  # places are tuples
+        if len(of_loop) < 4:
+            self.recordings[key, len(of_loop)] = None  # type: ignore[assignment]  # nobody replays it
+        else:
+            self.unrecorded += 1
+        return self.function(batch, key)
+
+
+def test_batches_that_are_not_replayed_while_steps_are_timed_are_a_failure(tmp_path: Path) -> None:
+    with pico_state(tmp_path, single_world(CPU), "run.rows_per_micro_batch=8") as state:
+        state.gradient.recorder = FullUp(state.gradient.recorder.function, CPU, records=False)
+        plans = {looping: plan_layers(state.recipe.model, looping=looping) for looping in (False, True)}
+        found = time_steps(state, plans, single_world(CPU), CEILINGS, steps=5)  # after two of the warm-up
+    assert found.failures == [
+        "step/loop off: 3 batches not replayed during 5 steps, all 4 recordings are of other shapes",
+        "step/loop on: 3 batches not replayed during 5 steps, all 8 recordings are of other shapes",
+    ]
 
 
 def test_the_peak_of_memory_is_that_of_the_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
