@@ -9,7 +9,7 @@ import datetime
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -43,11 +43,16 @@ class Pending:
     result: Tensor
     work: dist.Work | None = None  # None: it needed none
     divisor: int = 1
+    channel: SideChannel | None = None  # to the other processes, of which one may be lost meanwhile
 
     def wait(self) -> Tensor:
-        """Return the result, to be called once; on a GPU it is the stream that waits for it, not the host."""
+        """Return the result, to be called once; on a GPU it is the stream that waits for it, not the host.
+
+        Raises WorkerDiedError, naming the ranks that have ended, when the connection to one broke.
+        """
         if self.work is not None:
-            self.work.wait()
+            with _telling_loss(self.channel):
+                self.work.wait()
         return self.result.div_(self.divisor) if self.divisor > 1 else self.result
 
 
@@ -80,12 +85,15 @@ class World:
         self.start_mean_(tensor).wait()
 
     def start_sum_(self, tensor: Tensor) -> Pending:
-        """Start to replace `tensor` by its sum over ranks."""
-        return Pending(tensor, dist.all_reduce(tensor, async_op=True) if self.size > 1 else None)
+        """Start to replace `tensor` by its sum over ranks; this and every start raise as `Pending.wait` does."""
+        if self.size == 1:
+            return Pending(tensor)
+        with _telling_loss(self.channel):
+            return Pending(tensor, dist.all_reduce(tensor, async_op=True), channel=self.channel)
 
     def start_mean_(self, tensor: Tensor) -> Pending:
         """Start to replace `tensor` by its mean over ranks."""
-        return Pending(tensor, self.start_sum_(tensor).work, self.size)
+        return replace(self.start_sum_(tensor), divisor=self.size)
 
     def start_scatter_mean(self, stacked: Tensor, shard: Tensor) -> Pending:
         """Start the mean over ranks of `stacked` (N, ...); each rank gets its N/size rows, in `shard`.
@@ -94,7 +102,8 @@ class World:
         """
         if self.size == 1:
             return Pending(stacked)
-        return Pending(shard, _reduce_scatter(shard, stacked, async_op=True), self.size)
+        with _telling_loss(self.channel):
+            return Pending(shard, _reduce_scatter(shard, stacked, async_op=True), self.size, self.channel)
 
     def gather(self, shard: Tensor) -> Tensor:
         """Concatenate every rank's `shard` (n, ...) along the first dimension; all shards have one shape."""
@@ -107,7 +116,8 @@ class World:
         """
         if self.size == 1:
             return Pending(shard)
-        return Pending(whole, _all_gather(whole, shard.contiguous(), async_op=True))
+        with _telling_loss(self.channel):
+            return Pending(whole, _all_gather(whole, shard.contiguous(), async_op=True), channel=self.channel)
 
     def agree(self, values: Sequence[float], *, limit_seconds: float = PHASE_SECONDS) -> list[float]:
         """Return rank 0's `values` on every rank, once all have come; the GPU is not waited for.
@@ -241,6 +251,17 @@ def inside_launcher() -> bool:
 def _cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _telling_loss(channel: SideChannel | None) -> Iterator[None]:
+    """Turn what a collective raises when a connection breaks into a WorkerDiedError; any other error is a bug's."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no class of its own, but says in which of its files it happened
+        if channel is None or not (isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error)):
+            raise
+        raise channel.loss(f"a collective failed ({' '.join(str(error).split())})") from error
 
 
 def _processes(store: Store, rank: int, size: int) -> dict[int, str]:

@@ -6,12 +6,14 @@ within a GPU's or a socket's call, in which a process heeds no signal. So a thre
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 _LOOKS = 15  # how often in a row a process must be found stopped
 _STOPPED = "T"  # "t", of a debugger, is somebody at work
 _ENDED = "ZX"  # but not yet missed by its parent
+_PAUSE = 0.02  # seconds between two looks whether one has ended
 
 
 def identity(number: str = "self") -> str:
@@ -33,6 +35,16 @@ def has_ended(process: str) -> bool:
         return False
     found, state = _read(process.partition(" ")[0])
     return found != process or state in _ENDED
+
+
+def await_end(peers: Mapping[int, str], *, seconds: float) -> list[int]:
+    """Return the ranks of the processes of `peers` that have ended, once one has, or none after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended = [rank for rank, process in peers.items() if has_ended(process)]
+        if ended or not peers or time.monotonic() > deadline:
+            return ended
+        time.sleep(_PAUSE)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from golf.errors import WorkerDiedError
-from golf.peers import has_ended
+from golf.peers import await_end, has_ended, is_stopped
 
 _PIECE = 4 * 2**20  # bytes of one value; the store refuses more than 8 MiB
 _MARGIN = 10.0  # seconds that rank 0 is waited for in addition: first it finds out who is missing
 _SHORTEST, _LONGEST = 0.0002, 0.1  # seconds between two looks into the store
 _LOOK_ROUND = 1.0  # and between two looks whether those who are waited for still live
+_ENDING = 5.0  # seconds from the loss of a process's connections to its end: Python may still have to leave
+_REMEDY = "resume the run from its last boundary"
 
 
 class SideChannel:
@@ -43,6 +45,18 @@ class SideChannel:
             return data
         except dist.DistNetworkError as error:
             raise WorkerDiedError("the process that started this rank no longer answers; resume the run") from error
+
+    def loss(self, cause: str) -> WorkerDiedError:
+        """Return what to raise when a connection to a rank broke: it names the ranks that have ended, or soon do.
+
+        One that is stopped is named instead: those that missed it have ended. If none is seen to end, the error tells
+        the `cause`.
+        """
+        stopped = [rank for rank, process in self.processes.items() if is_stopped(process)]
+        if stopped:
+            return WorkerDiedError(f"rank {stopped[0]} is stopped; {_REMEDY}")
+        ended = await_end(self.processes, seconds=_ENDING)
+        return WorkerDiedError(_sentence(ended, "ended") if ended else f"{cause}; {_REMEDY}")
 
     def _await_all(self, limit_seconds: float) -> None:
         trouble = self._await({rank: f"{self.round}/{rank}" for rank in range(1, self.size)}, limit_seconds)
@@ -100,4 +114,4 @@ class SideChannel:
 def _sentence(ranks: Sequence[int], what: str) -> str:
     names = ", ".join(map(str, ranks))
     who = f"rank {names} has" if len(ranks) == 1 else f"ranks {names} have"
-    return f"{who} {what}; resume the run from its last boundary"
+    return f"{who} {what}; {_REMEDY}"

@@ -102,7 +102,8 @@ def test_a_rank_that_is_killed_ends_the_command_with_7_and_its_number(place: Pla
         _, err = process.communicate(timeout=60)
     assert process.returncode == 7
     assert time.monotonic() - started < 60
-    assert "Error: rank 1 died (signal 9); resume the run from its last boundary" in err
+    assert err.endswith("Error: rank 1 died (signal 9); resume the run from its last boundary\n")
+    assert "Traceback" not in err
     assert list((place.folder / "scratch").iterdir()) == []
     assert not any(lives(pid) for pid in ranks.values())
     for manifest in boundaries(place.run("two")):
@@ -152,7 +153,7 @@ def test_a_rank_that_is_stopped_in_training_ends_the_others_with_7_and_its_numbe
         assert time.monotonic() - started < 30
         assert [process.exitcode for process in ranks] == [7, 7, None, 7]
         for rank in (0, 1, 3):
-            assert "Error: rank 2 is stopped, for 2 s now" in said[rank].read_text()
+            assert "Error: rank 2 is stopped" in said[rank].read_text()
     finally:
         for process in ranks:
             process.kill()
