@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from golf.errors import BadFileError, EnvironmentUnfitError, GolfError, ResourceError
+from golf.errors import BadFileError, EnvironmentUnfitError, GolfError, ResourceError, UsageError
 
 _TEMP_MARK = ".golf-tmp-"  # .golf-tmp-<pid>-<random>-<final name>
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -48,6 +48,12 @@ def write_errors_told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _told(error, path) from error
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Raise UsageError if there is a file at `path`, unless `force`; worth asking before a long computation."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; name another file or give --force")
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

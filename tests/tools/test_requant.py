@@ -193,6 +193,24 @@ def test_a_table_of_no_known_kind_is_refused_with_the_known_ones(
     assert "use .csv, .json or .md" in said.err
 
 
+def test_a_table_that_exists_is_kept_unless_it_is_replaced_by_force(
+    finished: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "old.json").write_text("mine")
+    outs = [f"--out={tmp_path / name}" for name in ("new.csv", "old.json")]
+    words = ("requant", "done", f"--root={finished.root}", "--try=matrix_bits=5", "--json", *outs)
+    with monkeypatch.context() as unused:
+        unused.delattr("golf.session.load_checkpoint")  # before anything is read
+        refused = golf(capsys, *words)
+    assert refused.code == 2
+    assert "old.json exists; name another file or give --force" in refused.err
+    assert (tmp_path / "old.json").read_text() == "mine"
+    assert not (tmp_path / "new.csv").exists()
+    replaced = golf(capsys, *words, "--force")
+    assert replaced.code == 0
+    assert json.loads((tmp_path / "old.json").read_text()) == replaced.json
+
+
 def test_the_settings_reach_the_artifact(monkeypatch: pytest.MonkeyPatch, rows: Run) -> None:
     artifacts: list[bytes] = []
     quantize = Workbench.quantize
