@@ -70,13 +70,20 @@ def start_run(
         return _train_and_finish(recipe, dataset, world, folder, None)
 
 
-def resume_run(spec: str, world: World, *, root: Path, data: Path | None = None) -> dict[str, Any]:
-    """Continue the run of RUN[@BOUNDARY]; return what final.json says. A finished RUN is only shown.
+def resume_run(spec: str, world: World, *, root: Path, data: Path | None = None, force: bool = False) -> dict[str, Any]:
+    """Continue the run of RUN[@BOUNDARY]; return what final.json says. A finished RUN is only shown, unless `force`.
 
-    Raises BadFileError if the data is not that of the checkpoint.
+    Raises UsageError for a boundary of a finished run without `force`: what follows would replace its results;
+    BadFileError if the data is not that of the checkpoint.
     """
-    folder = RunFolder(find_checkpoint(spec, root=root).parent)
-    if folder.final.exists() and "@" not in spec and not Path(spec).is_file():
+    path = find_checkpoint(spec, root=root)
+    folder = RunFolder(path.parent)
+    if folder.final.exists() and not force:
+        if "@" in spec or Path(spec).is_file():
+            what = f"going on from {path.stem} would replace its artifact and final.json"
+            raise UsageError(
+                f"run {folder.name!r} is finished, and {what}; give --force, or name the run alone to see it"
+            )
         if data is not None:
             raise UsageError(f"run {folder.name!r} is already finished and looks at no data; leave --data out")
         Log(rank=world.rank).note(f"{folder.name}: already finished")
@@ -144,7 +151,10 @@ def _train_and_finish(
             log.note("rehearsing every phase before the training")
             with told_if_interrupted(UNBEGUN):
                 rehearse(recipe, dataset, world, log)
-        with told_if_interrupted(f"everything finished is on disk; continue with: golf train --resume {folder.path}"):
+        way_on = f"continue with: golf train --resume {folder.path}"
+        if folder.final.exists():  # it is resumed by force, and would else only be shown
+            way_on = "start it again with the same command"
+        with told_if_interrupted(f"everything finished is on disk; {way_on}"):
             if checkpoint is None or checkpoint.manifest.boundary != f"final_{recipe.average.use}":
                 boundary = train(recipe, dataset, world, folder=folder, log=log, resume=checkpoint)
                 checkpoint = load_checkpoint(folder.path / f"{boundary}.json")

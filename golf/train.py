@@ -81,7 +81,8 @@ def train(
             limit_seconds = PHASE_SECONDS if saver.at_boundaries(before, now, loss) else STEP_SECONDS
             if stop:
                 saver.save(["interrupted"], before, now, loss)
-                how = f"golf train --resume {folder.path}@interrupted"  # alone, a run stands for its latest boundary
+                force = " --force" if folder.final.exists() else ""  # of a finished run, which was resumed by force
+                how = f"golf train --resume {folder.path}@interrupted{force}"  # alone, a run is its latest boundary
                 raise InterruptedRunError(f"stopped at step {step}; continue with: {how}")
             if now.done:
                 return saver.finish(before, now, loss)

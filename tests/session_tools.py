@@ -100,9 +100,9 @@ class Place:
         world = world or single_world(CPU)
         return start_run(self.recipe(*overrides), world, root=self.root, name=name, data=self.data, force=force)
 
-    def resume(self, spec: str, *, world: World | None = None) -> dict[str, Any]:
+    def resume(self, spec: str, *, world: World | None = None, force: bool = False) -> dict[str, Any]:
         """Continue a run, in this process."""
-        return resume_run(spec, world or single_world(CPU), root=self.root)
+        return resume_run(spec, world or single_world(CPU), root=self.root, force=force)
 
     def run(self, name: str) -> Path:
         """The folder of a run."""

@@ -83,7 +83,7 @@ def _farewell(summary: dict[str, Any], folder: Path, pictures: list[Path], secon
         "What to try next, none of it trains from the start again:",
         f"  golf inspect {run}                                  what was kept, and where the run stood",
         f"  golf requant {run} --try embed_bits=7 --try attn_clip_sigmas=9,mlp_clip_sigmas=9",
-        f"  golf train --resume {run}@pre_loop                  go on from the moment the loop was switched on",
+        f"  golf train --resume {run}@pre_loop --force          go on from the moment the loop was switched on",
         "  golf recipe show demo                                every setting, and what the schedule will do",
     ]
     return "\n".join(lines)

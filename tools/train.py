@@ -9,7 +9,7 @@ import click
 from golf.cli import echo_json, force_option, json_option, set_option
 
 
-@click.command(epilog="Examples: golf train demo · golf train demo --gpus 2 · golf train --resume demo-1@pre_loop")
+@click.command(epilog="Examples: golf train demo · golf train demo --gpus 2 · golf train --resume demo-1")
 @click.argument("recipe", required=False)
 @click.option("--resume", metavar="RUN[@BOUNDARY]", help="Continue a run from its latest or the named boundary.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: data/<recipe's dataset>]")
@@ -47,8 +47,8 @@ def command(
 
     if (recipe is None) == (resume is None):
         raise click.UsageError("give a RECIPE to start or --resume RUN to continue, for example: golf train demo")
-    if resume is not None and (overrides or name is not None or force):
-        raise click.UsageError("--resume continues the stored recipe; --set, --name and --force start another run")
+    if resume is not None and (overrides or name is not None):
+        raise click.UsageError("--resume continues the stored recipe; --set and --name start another run")
     # A bad recipe is refused before any process starts.
     chosen = None if recipe is None else load_recipe(recipe, overrides)
     if processes > 1 and not inside_launcher():
@@ -61,7 +61,7 @@ def command(
             if chosen is not None:
                 summary = start_run(chosen, world, root=root, name=name, data=data, force=force)
             else:
-                summary = resume_run(str(resume), world, root=root, data=data)
+                summary = resume_run(str(resume), world, root=root, data=data, force=force)
         except (InterruptedRunError, KeyboardInterrupt) as error:
             if world.is_main:
                 raise

@@ -98,7 +98,7 @@ def test_a_checkpoint_names_those_it_was_made_from(place: Place) -> None:
     made = manifests(place)
     assert made["final_ema"].parents == [made["final_raw"].data_sha256]
     assert made["final_raw"].parents == []
-    place.resume("done@pre_qat")
+    place.resume("done@pre_qat", force=True)
     assert manifests(place)["final_raw"].parents == [made["pre_qat"].data_sha256]
 
 

@@ -122,7 +122,7 @@ def test_a_run_with_a_time_limit_is_stopped_by_the_clock(place: Place, step_seco
 def test_a_resumed_run_goes_on_with_the_elapsed_time(place: Place, step_seconds: list[float]) -> None:
     place.start("timed", "schedule.iterations=1000", "schedule.max_seconds=10")
     step_seconds[0] = 2.0
-    summary = place.resume("timed@pre_loop")
+    summary = place.resume("timed@pre_loop", force=True)
     assert (summary["steps"], summary["train_seconds"]) == (4 + 3, 10.0)
 
 

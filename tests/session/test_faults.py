@@ -152,7 +152,9 @@ def test_a_root_that_is_a_file_exits_4(place: Place, capsys: pytest.CaptureFixtu
     assert f"{place.toml / 'x'}: cannot be written" in said.err
 
 
-@pytest.mark.parametrize("words", [("--resume", "done@pre_loop"), ("pico.toml", "--name", "done", "--force")])
+@pytest.mark.parametrize(
+    "words", [("--resume", "done@pre_loop", "--force"), ("pico.toml", "--name", "done", "--force")]
+)
 def test_a_run_that_another_process_writes_exits_4(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
@@ -250,7 +252,7 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("train", "--resume", "done@pre_loop"),
+        ("train", "--force", "--resume", "done@pre_loop"),
         ("evaluate", "done@pre_loop"),
         ("requant", "done@pre_loop"),
         ("inspect", "done@pre_loop"),
@@ -288,7 +290,7 @@ def test_a_checkpoint_with_a_recipe_of_another_golf_exits_3(place: Place, capsys
     assert "other.json: its recipe is not one of this golf (unknown key telepathy" in said.err
 
 
-@pytest.mark.parametrize("words", [("train", "--resume"), ("evaluate",), ("requant",)])
+@pytest.mark.parametrize("words", [("train", "--force", "--resume"), ("evaluate",), ("requant",)])
 def test_a_checkpoint_of_another_model_exits_3(
     place: Place, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
@@ -335,6 +337,7 @@ def test_a_wrong_setting_exits_2_before_any_process_starts(
         (["--resume", "done", "--name", "x"], "--resume continues the stored recipe"),
         (["--resume", "done", "--name", ""], "--resume continues the stored recipe"),
         (["--resume", "done", "--data", "elsewhere"], "run 'done' is already finished and looks at no data"),
+        (["--resume", "done@final_ema"], "run 'done' is finished, and going on from final_ema would replace"),
         (["--resume", "done@"], "done@: no boundary is named after the @; name one or leave the @ out"),
         (["--resume", "begun"], "nothing was saved yet; start it again or name another run"),
         ([""], "no recipe ''"),

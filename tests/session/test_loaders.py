@@ -27,7 +27,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_a_run_on_it_is_resumed_with_the_same_bits(wide: Place, name: str) -> None:
     wide.start(name, f"data.loader={name}", *SHORT)
     expected = digests(wide.run(name))
-    wide.resume(f"{name}@step_4")
+    wide.resume(f"{name}@step_4", force=True)
     assert digests(wide.run(name)) == expected
 
 

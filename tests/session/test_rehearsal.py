@@ -117,7 +117,7 @@ def test_parameters_that_only_the_loop_uses_are_not_called_idle(finished: Place,
 
 def test_a_resumed_run_is_not_rehearsed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("golf.session.rehearse", raising(AssertionError("rehearsed")))
-    assert place.resume("done@pre_qat")["steps"] == 20
+    assert place.resume("done@pre_qat", force=True)["steps"] == 20
 
 
 def test_it_compresses_with_the_least_effort(finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

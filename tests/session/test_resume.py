@@ -17,7 +17,7 @@ from golf.checkpoint import Manifest, find_checkpoint, load_checkpoint, manifest
 from golf.data.shards import write_shard
 from golf.distributed import single_world
 from golf.errors import BadFileError, InterruptedRunError, UsageError
-from golf.files import read_json, write_json
+from golf.files import read_json, sha256_file, write_json
 from golf.log import read_events
 from golf.session import resume_run, start_run
 from tests.children import SERVER
@@ -92,9 +92,10 @@ def test_the_command_that_an_interruption_names_continues_from_it_even_in_a_fini
 ) -> None:
     stop_after(13)
     with pytest.raises(InterruptedRunError) as told:
-        place.resume("done@pre_loop")
+        place.resume("done@pre_loop", force=True)
     monkeypatch.undo()
-    spec = str(told.value).rpartition(" ")[2]
+    assert str(told.value).endswith("@interrupted --force")
+    spec = str(told.value).split(" ")[-2]
     assert load_checkpoint(find_checkpoint(spec, root=Path("elsewhere"))).manifest.step == 13
 
 
@@ -124,7 +125,7 @@ def test_killed_at_random_instants_and_restarted_until_done_the_bits_are_the_sam
 def test_what_a_killed_writer_left_half_written_is_removed(place: Place) -> None:
     for folder in ("", "shadows"):
         (place.run("done") / folder / ".golf-tmp-4194304-ab-lr_floor.safetensors").write_bytes(b"half")
-    place.resume("done@lr_floor")
+    place.resume("done@lr_floor", force=True)
     assert not list(place.run("done").rglob(".golf-tmp-*"))
 
 
@@ -139,6 +140,39 @@ def test_a_finished_run_is_only_shown(place: Place) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in place.run("done").rglob("*.*")}
     assert place.resume("done") == read_json(place.run("done") / "final.json")
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in place.run("done").rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("spec", ["done@pre_loop", "done@final_raw", "done@final_ema", "a file"])
+def test_a_finished_run_is_not_replaced_unasked(place: Place, spec: str) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in place.run("done").rglob("*.*")}
+    boundary = spec.partition("@")[2] or "final_ema"
+    what = f"going on from {boundary} would replace its artifact and final.json; give --force, or name the run alone"
+    with pytest.raises(UsageError, match=rf"^run 'done' is finished, and {what} to see it$"):
+        place.resume(spec if "@" in spec else str(place.run("done") / "final_ema.json"))
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in place.run("done").rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("spec", ["done", "done@final_raw", "done@final_ema"])
+def test_by_force_a_finished_run_is_finished_again(place: Place, spec: str) -> None:
+    expected = digests(place.run("done"))
+    for name in ("final.json", "artifact.golf"):
+        (place.run("done") / name).write_text("{}")
+    place.resume(spec, force=True)
+    assert digests(place.run("done")) == expected
+    assert sha256_file(place.run("done") / "artifact.golf") == expected["artifact"]
+
+
+def test_a_run_that_did_not_finish_goes_on_from_its_last_boundary_unforced(place: Place) -> None:
+    (place.run("done") / "final.json").unlink()
+    assert place.resume("done@final_ema")["boundary"] == "final_ema"
+
+
+def test_a_finished_run_that_is_interrupted_while_it_is_finished_again_says_to_force_it_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("golf.workbench.evaluate", lambda *args, **values: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(InterruptedRunError, match=r"on disk; start it again with the same command$"):
+        place.resume("done@final_ema", force=True)
 
 
 @pytest.mark.parametrize("boundary", ["pre_loop", "final_ema"])
@@ -172,7 +206,7 @@ def forget_data(manifest: Path) -> None:
 
 def test_a_finished_run_is_resumed_where_a_boundary_is_named_even_by_its_file(place: Place) -> None:
     for spec in ("done@lr_floor", str(place.run("done") / "lr_floor.json")):
-        place.resume(spec)
+        place.resume(spec, force=True)
     starts = [event["step"] for event in read_events(place.run("done") / "events.jsonl") if event["event"] == "start"]
     assert starts == [0, 18, 18]
     assert digests(place.run("done"))["artifact"] == read_json(place.run("done") / "final.json")["artifact"]["sha256"]
@@ -220,7 +254,7 @@ def test_a_summary_goes_before_the_weights_it_speaks_of_are_replaced(
         return save_checkpoint(folder, manifest, **values)
 
     monkeypatch.setattr("golf.checkpoint.save_checkpoint", watched)
-    place.resume("done@lr_floor")
+    place.resume("done@lr_floor", force=True)
     assert at_end == [False, False]
     assert final.exists()
 
@@ -309,7 +343,7 @@ def test_a_checkpoint_of_another_model_is_a_bad_file(place: Place) -> None:
     other = replace(checkpoint.manifest, recipe=place.recipe("model.mlp_mult=2").to_dict(), boundary="other")
     save_checkpoint(place.run("done"), other, tensors=checkpoint.all_tensors())
     with pytest.raises(BadFileError, match=r"other\.json: its tensors do not fit its recipe .*; use a checkpoint of"):
-        place.resume("done@other")
+        place.resume("done@other", force=True)
 
 
 def test_a_checkpoint_without_an_average_that_its_recipe_keeps_is_a_bad_file(place: Place) -> None:
@@ -317,27 +351,27 @@ def test_a_checkpoint_without_an_average_that_its_recipe_keeps_is_a_bad_file(pla
     tensors = {name: tensor for name, tensor in checkpoint.all_tensors().items() if not name.startswith("swa/")}
     save_checkpoint(place.run("done"), replace(checkpoint.manifest, boundary="poor"), tensors=tensors)
     with pytest.raises(BadFileError, match="has no tensors under swa/"):
-        place.resume("done@poor")
+        place.resume("done@poor", force=True)
 
 
 def test_other_shards_than_those_of_the_checkpoint_are_refused(place: Place) -> None:
     write_shard(place.data / "pico_train_000002.bin", pico_tokens(800, seed=7))
     with pytest.raises(BadFileError, match="it is not the data of run 'done'"):
-        place.resume("done@pre_loop")
+        place.resume("done@pre_loop", force=True)
 
 
 def test_other_shards_are_refused_by_the_loader_where_the_checkpoint_names_no_data(place: Place) -> None:
     forget_data(place.run("done") / "pre_loop.json")
     write_shard(place.data / "pico_train_000002.bin", pico_tokens(800, seed=7))
     with pytest.raises(UsageError, match="files differ"):
-        place.resume("done@pre_loop")
+        place.resume("done@pre_loop", force=True)
 
 
 def test_late_quantization_that_had_begun_goes_on_whatever_the_rate(place: Place) -> None:
     checkpoint = load_checkpoint(place.run("done") / "pre_loop.json")
     began = replace(checkpoint.manifest, boundary="began", optimizer=checkpoint.manifest.optimizer | {"late_qat": True})
     save_checkpoint(place.run("done"), began, tensors=checkpoint.all_tensors())
-    place.resume("done@began")
+    place.resume("done@began", force=True)
     events = read_events(place.run("done") / "events.jsonl")
     after = events[max(number for number, event in enumerate(events) if event["event"] == "start") :]
     assert {event["late_qat"] for event in after if event["event"] == "train"} == {True}
@@ -352,5 +386,5 @@ def test_averages_are_restored_with_their_number_of_snapshots(place: Place, monk
         update(averages, **values)
 
     monkeypatch.setattr(Averages, "update", watched)
-    place.resume("done@lr_floor")
+    place.resume("done@lr_floor", force=True)
     assert counts == [1, 1]  # the snapshot after step 18 was there before steps 19 and 20

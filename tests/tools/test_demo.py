@@ -59,7 +59,7 @@ def test_it_ends_with_a_table_and_advice_that_names_what_there_is(
         "attn_clip_sigmas=10.28",
         "matrix_bits=5",
     ]
-    assert "golf train --resume demo-1@pre_loop" in said.out
+    assert "golf train --resume demo-1@pre_loop --force" in said.out
     assert find_checkpoint("demo-1@pre_loop", root=here / "checkpoints").exists()
     for line in ("golf inspect demo-1", "golf recipe show demo"):
         assert line in said.out

@@ -67,6 +67,16 @@ def test_a_finished_run_says_on_stderr_that_it_is(finished: Place, capsys: pytes
     assert golf(capsys, "train", "--resume", "done", "--root", finished.root).err == "done: already finished\n"
 
 
+def test_with_force_a_finished_run_goes_on_from_the_named_boundary(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place.run("done") / "artifact.golf").unlink()
+    said = golf(capsys, "train", "--force", "--resume", "done@lr_floor", "--root", place.root, "--json")
+    assert said.code == 0
+    assert said.json == read_json(place.run("done") / "final.json")
+    assert (place.run("done") / "artifact.golf").exists()
+
+
 @pytest.mark.parametrize(("below", "count"), [(0.3, 1), (0.45, 2)])
 def test_too_few_snapshots_for_a_stochastic_average_are_told(
     place: Place, capsys: pytest.CaptureFixture[str], below: float, count: int
