@@ -128,6 +128,32 @@ def load_checkpoint(path: Path, *, require: Iterable[str] = ()) -> Checkpoint:
     return Checkpoint(manifest, manifest_path)
 
 
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest, of whose tensors nothing is verified; BadFileError for anything that is not one."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(HEADER_CAP + 1)
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read ({error.strerror})", "check the path") from None
+    values = parse_header(data, path)
+    version = values.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        reason = f"is of format version {version}, this golf reads up to {FORMAT_VERSION}"
+        raise BadFileError(path, reason, "upgrade golf-hotstart")
+    values = {"dataset_digest": "", **values}
+    kinds = get_type_hints(Manifest)
+    if wrong := sorted(kinds.keys() ^ values.keys()):
+        raise BadFileError(path, f"lacks or should not have the field '{wrong[0]}'", _RESTORE)
+    if wrong := [key for key, kind in kinds.items() if not _fits(values[key], kind)]:
+        raise BadFileError(path, f"field '{wrong[0]}' is of the wrong kind", _RESTORE)
+    manifest = Manifest(**values)
+    if manifest.boundary != path.stem:
+        raise BadFileError(path, f"is the manifest of '{manifest.boundary}' by another name", "rename it back")
+    if not _DATA_FILE.fullmatch(manifest.data_file):
+        raise BadFileError(path, f"names {manifest.data_file!r}, which is no tensor file of its run", _RESTORE)
+    return manifest
+
+
 def boundaries(run_folder: Path) -> list[Manifest]:
     """List the manifests of a run, by step and then as training passes them.
 
@@ -151,13 +177,9 @@ def find_checkpoint(spec: str, *, root: Path) -> Path:
     final_ema (or final_swa) before final_raw before any other. Raises UsageError, listing what there is, when there is
     no such one.
     """
-    if Path(spec).is_file() and not (root / spec).is_dir():
+    if _is_file(spec, root):
         return Path(spec)
-    name, _, boundary = spec.partition("@")
-    folder = next((folder for folder in (root / name, Path(name)) if name and folder.is_dir()), None)
-    if folder is None:
-        runs = sorted(path.name for path in root.glob("*") if manifest_paths(path))
-        raise UsageError(f"no run '{name}' in {root}; {_listing('runs', runs)}")
+    folder, boundary = find_run(spec, root=root), spec.partition("@")[2]
     if "@" in spec and not boundary:
         raise UsageError(f"{spec}: no boundary is named after the @; name one or leave the @ out")
     there = [path.stem for path in manifest_paths(folder)]
@@ -169,6 +191,18 @@ def find_checkpoint(spec: str, *, root: Path) -> Path:
             raise UsageError(f"no checkpoint in {folder}: nothing was saved yet; start it again or name another run")
         boundary = found[-1].boundary
     return folder / f"{boundary}.json"
+
+
+def find_run(spec: str, *, root: Path) -> Path:
+    """Find the folder into which `find_checkpoint` looks; UsageError, listing the runs, if there is none."""
+    if _is_file(spec, root):
+        return Path(spec).parent
+    name = spec.partition("@")[0]
+    folder = next((folder for folder in (root / name, Path(name)) if name and folder.is_dir()), None)
+    if folder is None:
+        runs = sorted(path.name for path in root.glob("*") if manifest_paths(path))
+        raise UsageError(f"no run '{name}' in {root}; {_listing('runs', runs)}")
+    return folder
 
 
 class CheckpointWriter:
@@ -233,7 +267,7 @@ def _check_names(names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
 def _kept_data(folder: Path) -> set[str]:
     """Name the tensor files that must stay: those of the manifests, or all when a manifest cannot be read."""
     try:
-        return {_read_manifest(path).data_file for path in manifest_paths(folder)}
+        return {read_manifest(path).data_file for path in manifest_paths(folder)}
     except BadFileError:
         return {path.name for path in folder.glob("*.safetensors")}
 
@@ -245,6 +279,10 @@ def _remove_orphans(folder: Path, names: Sequence[str]) -> None:
     for path in folder.glob("*.safetensors"):
         if path.name not in kept and _DATA_FILE.fullmatch(path.name) and path.stem.partition("-")[0] in own:
             path.unlink(missing_ok=True)
+
+
+def _is_file(spec: str, root: Path) -> bool:
+    return Path(spec).is_file() and not (root / spec).is_dir()
 
 
 def _passing_order(manifest: Manifest) -> tuple[int, int, str]:
@@ -261,45 +299,20 @@ def _manifest_of(data: Path) -> Path:
     if data.suffix != ".safetensors":
         raise BadFileError(data, "is neither a manifest (.json) nor its tensors (.safetensors)", "name one of these")
     manifest = data.with_name(f"{data.stem.partition('-')[0]}.json")
-    if not manifest.is_file() or _read_manifest(manifest).data_file != data.name:
+    if not manifest.is_file() or read_manifest(manifest).data_file != data.name:
         raise BadFileError(data, "belongs to no manifest, so it was never finished or is replaced", "use a boundary")
     return manifest
 
 
 def _read_consistent(path: Path, check: Callable[[Manifest], None]) -> Manifest:
     """Read a manifest and check what it names, again if a writer replaced the checkpoint in between."""
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     try:
         check(manifest)
     except BadFileError:
-        if _read_manifest(path) == manifest:
+        if read_manifest(path) == manifest:
             raise
         return _read_consistent(path, check)
-    return manifest
-
-
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        with path.open("rb") as file:
-            data = file.read(HEADER_CAP + 1)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read ({error.strerror})", "check the path") from None
-    values = parse_header(data, path)
-    version = values.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        reason = f"is of format version {version}, this golf reads up to {FORMAT_VERSION}"
-        raise BadFileError(path, reason, "upgrade golf-hotstart")
-    values = {"dataset_digest": "", **values}
-    kinds = get_type_hints(Manifest)
-    if wrong := sorted(kinds.keys() ^ values.keys()):
-        raise BadFileError(path, f"lacks or should not have the field '{wrong[0]}'", _RESTORE)
-    if wrong := [key for key, kind in kinds.items() if not _fits(values[key], kind)]:
-        raise BadFileError(path, f"field '{wrong[0]}' is of the wrong kind", _RESTORE)
-    manifest = Manifest(**values)
-    if manifest.boundary != path.stem:
-        raise BadFileError(path, f"is the manifest of '{manifest.boundary}' by another name", "rename it back")
-    if not _DATA_FILE.fullmatch(manifest.data_file):
-        raise BadFileError(path, f"names {manifest.data_file!r}, which is no tensor file of its run", _RESTORE)
     return manifest
 
 

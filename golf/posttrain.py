@@ -82,6 +82,7 @@ def finish(
         "dataset_digest": dataset.digest(),
         "seed": recipe.run.seed,
         "boundary": checkpoint.manifest.boundary,
+        "looping": checkpoint.manifest.looping,
         "checkpoint_sha256": checkpoint.manifest.data_sha256,
         "steps": checkpoint.manifest.step,
         "train_seconds": checkpoint.manifest.elapsed_seconds,

@@ -1,11 +1,12 @@
 """A whole run from a recipe or a checkpoint: rehearse, train, finish; what `golf train` and `golf demo` both do."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golf.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from golf.checkpoint import Checkpoint, find_checkpoint, find_run, load_checkpoint, read_manifest
 from golf.config import Recipe
 from golf.data.published import VARIANTS
 from golf.data.shards import Dataset
@@ -29,6 +30,21 @@ class OpenedRun:
     checkpoint: Checkpoint
     dataset: Dataset
 
+    @property
+    def looping(self) -> bool:
+        """Whether the weights were last trained with depth recurrence on."""
+        return self.checkpoint.manifest.looping
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What scoring a run's artifact needs; of its checkpoints nothing."""
+
+    folder: RunFolder
+    recipe: Recipe
+    looping: bool  # as of the weights that the artifact was made from
+    dataset: Dataset
+
 
 def open_run(spec: str, *, root: Path, data: Path | None = None) -> OpenedRun:
     """Open and verify the checkpoint that "RUN", "RUN@BOUNDARY" or a path stands for, with its recipe and data."""
@@ -46,14 +62,21 @@ def open_run(spec: str, *, root: Path, data: Path | None = None) -> OpenedRun:
     return OpenedRun(folder, recipe, checkpoint, open_dataset(recipe, data or folder.data_folder()))
 
 
-def open_finished_run(name: str, *, root: Path, data: Path | None = None) -> OpenedRun:
-    """Open the checkpoint from which the artifact of a finished run was made; UsageError if there is no artifact."""
+def open_finished_run(name: str, *, root: Path, data: Path | None = None) -> FinishedRun:
+    """Open a run for its artifact.
+
+    Raises UsageError if it is not finished, BadFileError if its recipe is not the one that final.json tells of.
+    """
     if "@" in name:
         raise UsageError(f"{name}: an artifact is made of a run's finished weights; leave the boundary out")
-    folder = RunFolder(find_checkpoint(name, root=root).parent)
+    folder = RunFolder(find_run(name, root=root))
     if not folder.final.exists():
         raise UsageError(f"run {folder.name!r} is not finished, so it has no artifact; golf train --resume {name}")
-    return open_run(f"{folder.path}@{read_json(folder.final)['boundary']}", root=root, data=data)
+    recipe, summary = folder.load_recipe(), read_json(folder.final)
+    if recipe.digest != summary.get("recipe_digest"):
+        raise BadFileError(folder.recipe, "it is not the recipe that final.json tells of", "restore it from a copy")
+    dataset = open_dataset(recipe, data or folder.data_folder())
+    return FinishedRun(folder, recipe, _looped_at_end(folder, summary), dataset)
 
 
 def start_run(
@@ -115,6 +138,13 @@ def open_dataset(recipe: Recipe, data: Path | None) -> Dataset:
         raise BadFileError(folder, reason, f"add --set model.bos_id={dataset.bos_id}")
     dataset.check_vocab(recipe.model.vocab_size)
     return dataset
+
+
+def _looped_at_end(folder: RunFolder, summary: Mapping[str, Any]) -> bool:
+    """Say how the finished weights were trained, which an earlier golf wrote into the checkpoint's manifest alone."""
+    if "looping" in summary:
+        return bool(summary["looping"])
+    return read_manifest(folder.path / f"{summary['boundary']}.json").looping
 
 
 def _check_same_data(run: OpenedRun) -> None:

@@ -19,23 +19,25 @@ def command(run: str, artifact: bool, data: Path | None, root: Path, as_json: bo
     """Score RUN: every validation token once, bits (numerator) and bytes (denominator) shown."""
     from golf.distributed import open_world
     from golf.log import Log
-    from golf.session import open_finished_run, open_run
+    from golf.session import FinishedRun, open_finished_run, open_run
     from golf.workbench import Workbench, artifact_weights, checkpoint_weights
 
-    opened = (open_finished_run if artifact else open_run)(run, root=root, data=data)
+    opened = open_finished_run(run, root=root, data=data) if artifact else open_run(run, root=root, data=data)
     with open_world() as world, Log(rank=world.rank) as log:
-        bench = Workbench.build(opened.recipe, opened.dataset, world, looping=opened.checkpoint.manifest.looping)
+        bench = Workbench.build(opened.recipe, opened.dataset, world, looping=opened.looping)
         log.note(bench.model.kernels.sentence())
         like = bench.model.state_dict()
-        stored, file = opened.checkpoint, opened.folder.artifact
-        bench.load(artifact_weights(file, like) if artifact else checkpoint_weights(stored, like))
+        if isinstance(opened, FinishedRun):
+            file, weights = opened.folder.artifact, artifact_weights(opened.folder.artifact, like)
+        else:
+            file, weights = opened.checkpoint.path, checkpoint_weights(opened.checkpoint, like)
+        bench.load(weights)
         score = bench.score(log, f"evaluate {run}")
         if not world.is_main:
             return
     if as_json:
         echo_json(score.to_dict() | bench.model.kernels.names())
         return
-    scored = opened.folder.artifact if artifact else opened.checkpoint.path
-    click.echo(f"scored    {scored}")
+    click.echo(f"scored    {file}")
     click.echo(f"val_loss  {score.val_loss:.6f} nats per token over {score.tokens:,} tokens")
     click.echo(f"val_bpb   {score.val_bpb:.6f} = {score.to_dict()['bits']:,.1f} bits / {score.bytes:,} bytes")

@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import pytest
+import tomli_w
 
+from golf.checkpoint import manifest_paths
 from golf.data.shards import Dataset
 from golf.evaluate import Score
-from golf.files import read_json
+from golf.files import read_json, write_json
 from golf.workbench import Workbench
 from tests.pico import pico_dataset
 from tests.session_tools import Place, golf
@@ -67,6 +69,60 @@ def test_the_artifact_is_scored_as_it_was_made_though_the_latest_boundary_is_ano
     said = golf(capsys, "evaluate", "done", "--artifact", "--root", place.root, "--json")
     summary = read_json(place.run("done") / "final.json")
     assert said.json == summary["quantized"] | {name: summary[name] for name in ("kernels", "attention")}
+
+
+def test_the_artifact_is_scored_without_any_checkpoint(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = golf(capsys, "evaluate", "done", "--artifact", "--root", place.root, "--json").json
+    for path in (*manifest_paths(place.run("done")), *place.run("done").glob("*.safetensors")):
+        path.unlink()
+    (place.run("done") / "events.jsonl").unlink()
+    for spec in ("done", str(place.run("done"))):
+        assert golf(capsys, "evaluate", spec, "--artifact", "--root", place.root, "--json").json == expected
+
+
+@pytest.mark.parametrize("looping", [True, False])
+def test_the_artifact_is_scored_in_the_graph_of_the_finished_weights(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, looping: bool
+) -> None:
+    plans: list[list[int]] = []
+
+    def watched(bench: Workbench, *rest: Any) -> Score:
+        plans.append(bench.plan.encoder)
+        return Score(1.0, 1, 1)
+
+    monkeypatch.setattr(Workbench, "score", watched)
+    write_final(place, looping=looping)
+    golf(capsys, "evaluate", "done", "--artifact", "--root", place.root, "--json")
+    assert plans == [[0, 1, 2] if looping else [0, 1]]
+
+
+def test_the_artifact_of_a_run_of_an_earlier_golf_is_scored_by_its_manifest(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_final(place, looping=None)
+    for path in place.run("done").glob("*.safetensors"):
+        path.unlink()
+    said = golf(capsys, "evaluate", "done", "--artifact", "--root", place.root, "--json")
+    assert said.json["val_bpb"] == read_json(place.run("done") / "final.json")["quantized"]["val_bpb"]
+    (place.run("done") / "final_ema.json").unlink()
+    said = golf(capsys, "evaluate", "done", "--artifact", "--root", place.root)
+    assert said.code == 3
+    assert "final_ema.json: cannot be read" in said.err
+
+
+def write_final(place: Place, *, looping: bool | None) -> None:
+    """Let final.json say something else of the last graph, or nothing."""
+    path = place.run("done") / "final.json"
+    values = read_json(path)
+    del values["looping"]
+    write_json(path, values if looping is None else values | {"looping": looping})
+
+
+def test_an_artifact_beside_another_recipe_exits_3(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    (place.run("done") / "recipe.toml").write_text(tomli_w.dumps(place.recipe("eval.batch_tokens=512").to_dict()))
+    said = golf(capsys, "evaluate", "done", "--artifact", "--root", place.root)
+    assert said.code == 3
+    assert "recipe.toml: it is not the recipe that final.json tells of; restore it from a copy" in said.err
 
 
 @pytest.mark.parametrize(
