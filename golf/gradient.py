@@ -34,7 +34,7 @@ class StepGradient:
         total = torch.zeros((), device=self.device)
         self._begin()
         for batch in batches:
-            if late_qat:  # looks at its weights from the host
+            if late_qat:  # another graph, which is not recorded
                 total += self._add_quantized(batch.to(self.device, non_blocking=True), plan, len(batches))
             else:
                 total += self.recorder(batch, (plan, len(batches)))

@@ -26,7 +26,11 @@ def quantize(weight: Tensor, scale: Tensor, levels: int, *, lowest: int | None =
     """
     require_finite(weight, "the weight")
     require_finite(scale, "the scale")
-    lowest = -levels if lowest is None else lowest
+    return round_to_codes(weight, scale, -levels if lowest is None else lowest, levels)
+
+
+def round_to_codes(weight: Tensor, scale: Tensor, lowest: int, levels: int) -> Tensor:
+    """Do what `quantize` does, unchecked: nothing is read back from a GPU, and the code of a NaN may be any."""
     return torch.round(weight.float() / divisor(scale)[:, None]).clamp_(lowest, levels).to(torch.int8)
 
 
@@ -43,9 +47,14 @@ def absmax_scale(weight: Tensor, *, levels: int, floor: float = SCALE_FLOOR) -> 
 
 def float16_scale(scale: Tensor, floor: float) -> Tensor:
     """Round `scale` to float16, at least `floor`; raises NumericalFaultError where float16 overflows."""
-    rounded = scale.clamp_min(floor).half()
+    rounded = round_to_float16(scale, floor)
     require_finite(rounded, "the float16 scale")
     return rounded
+
+
+def round_to_float16(scale: Tensor, floor: float) -> Tensor:
+    """Do what `float16_scale` does, unchecked; where float16 overflows there is infinity."""
+    return scale.clamp_min(floor).half()
 
 
 def subnormal_rows(scale: Tensor) -> Tensor:

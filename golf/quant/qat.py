@@ -13,10 +13,10 @@ from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
 from golf.quant.nearest import row_max_scale
 from golf.quant.pipeline import scheme_of
-from golf.quant.primitives import dequantize, quantize
+from golf.quant.primitives import dequantize, round_to_codes
 from golf.quant.rotation import hadamard
 from golf.quant.scheme import TensorScheme
-from golf.quant.sdclip import choose_scale
+from golf.quant.sdclip import plain_scale
 from golf.quant_config import QuantConfig
 from golf.roles import role_of
 
@@ -27,6 +27,9 @@ def fake_quantize(weight: Tensor, name: str, config: QuantConfig) -> Tensor:
     GPTQ: to nearest at the plain SDClip scale, for there is no Hessian yet. The methods without Hessian: to
     nearest over the row's largest magnitude, with a float32 scale, as the records did it for all of them; no code can
     lie below -R then. A matrix that will stay float16 is returned as it is.
+
+    Nothing is checked, for that would wait for the GPU at every matrix of every micro-batch: a NaN or an infinity gives
+    NaN, which the training loop finds in the loss.
     """
     scheme = scheme_of(name, weight, config)
     if scheme.kind == "float16":
@@ -52,7 +55,7 @@ def fake_quantized_forward(model: GPT, batch: Batch, *, plan: LayerPlan, config:
 def _round(rows: Tensor, scheme: TensorScheme) -> Tensor:
     levels = scheme.levels
     if scheme.kind == "gptq":
-        scale = choose_scale(rows, clip_sigmas=scheme.clip_sigmas, levels=levels, floor=scheme.floor)
-        return dequantize(quantize(rows, scale, levels), scale)
-    scale = row_max_scale(rows, scheme)
-    return dequantize(quantize(rows, scale, levels), scale)
+        scale = plain_scale(rows, clip_sigmas=scheme.clip_sigmas, levels=levels, floor=scheme.floor)
+    else:
+        scale = row_max_scale(rows, scheme)
+    return dequantize(round_to_codes(rows, scale, -levels, levels), scale)

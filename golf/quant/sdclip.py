@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from golf.errors import UsageError
-from golf.quant.primitives import SCALE_FLOOR, float16_scale, require_finite
+from golf.quant.primitives import SCALE_FLOOR, float16_scale, require_finite, round_to_float16
 
 _SPREAD = 1e-6  # below this share of a row's absmax its deviation is rounding noise, not spread
 _LEAST_IMPORTANCE = 1e-8  # floor of a Hessian diagonal entry
@@ -47,6 +47,14 @@ def choose_scale(
         require_finite(hessian_diagonal, "the Hessian diagonal")
         reach = reach * (1 + hessian_lambda * (_row_importance(weight, hessian_diagonal) - 1))
     return float16_scale(reach / levels, floor)
+
+
+def plain_scale(weight: Tensor, *, clip_sigmas: float, levels: int, floor: float = SCALE_FLOOR) -> Tensor:
+    """Return the scale (R,) that `choose_scale` gives without a Hessian, unchecked: NaN and infinity stay in it.
+
+    Nothing is read back from a GPU, which would wait for all that is queued.
+    """
+    return round_to_float16(_reach(weight.float(), clip_sigmas) / levels, floor)
 
 
 def _reach(weight: Tensor, clip_sigmas: float) -> Tensor:

@@ -1,11 +1,17 @@
 """Late quantization-aware training: another loss, the same gradient path, and no trace when off."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
+from golf.quant.nearest import row_max_scale
+from golf.quant.pipeline import scheme_of
 from golf.quant.primitives import dequantize, quantize
 from golf.quant.qat import fake_quantize, fake_quantized_forward
 from golf.quant.rotation import hadamard
@@ -173,3 +179,66 @@ def test_what_only_training_minimizes_is_still_minimized() -> None:
     model, batch = pico_model(pico_recipe("model.multi_token={heads=2,weight=0.5}")), pico_batch(2, 23)
     found = gradients(model, fake_quantized_forward(model, batch, plan=PLAN, config=RECIPE.quant))
     assert all(bool(found[f"multi_token.heads.{head}.weight"].any()) for head in (0, 1))
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts how often a value of a tensor is handed to Python, for which a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_late_qat_reads_back_nothing_that_the_plain_forward_does_not() -> None:
+    model, batch = pico_model(RECIPE), pico_batch(2, 23)
+    with ReadBacks() as plain:
+        model(batch, plan=PLAN).mean().backward()
+    with ReadBacks() as fake:
+        fake_quantized_forward(model, batch, plan=PLAN, config=RECIPE.quant).mean().backward()
+    with ReadBacks() as counting:
+        quantize(random_weight(), torch.ones(5), 3)
+    assert fake.count == plain.count
+    assert counting.count == 2  # the post-training quantizer looks
+
+
+METHODS = ["gptq", "row_max", "clip_search", "row_clip_search"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", [(), ("quant.rotate=true",), ("quant.attn_clip_sigmas=0",)])
+def test_a_matrix_is_fake_quantized_without_a_look_at_its_values(method: str, options: tuple[str, ...]) -> None:
+    """A tensor of the device "meta" has none; a look at them is an error."""
+    weight = torch.empty(8, 423, device="meta")
+    found = fake_quantize(weight, NAME, pico_recipe(f"quant.method={method}", *options).quant)
+    assert found.shape == weight.shape
+
+
+@pytest.mark.parametrize("method", ["gptq", "row_max"])
+@pytest.mark.parametrize("clip_sigmas", [0.0, 3.0])
+def test_unchecked_the_matrix_has_the_same_bits(method: str, clip_sigmas: float) -> None:
+    weight = random_weight()
+    weight[2] = 0.0
+    config = pico_recipe(f"quant.method={method}", "quant.matrix_bits=3", f"quant.attn_clip_sigmas={clip_sigmas}").quant
+    scheme = scheme_of(NAME, weight, config)
+    if method == "gptq":
+        scale = choose_scale(weight, clip_sigmas=clip_sigmas, levels=3, floor=scheme.floor)
+    else:
+        scale = row_max_scale(weight, scheme)
+    checked = weight + (dequantize(quantize(weight, scale, 3), scale) - weight)
+    assert torch.equal(fake_quantize(weight, NAME, config), checked)
+
+
+@pytest.mark.parametrize("method", ["gptq", "row_max"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_what_is_not_finite_is_left_to_the_loss(method: str, value: float) -> None:
+    """3e38 gives a scale beyond float16."""
+    recipe = pico_recipe(f"quant.method={method}", "quant.attn_clip_sigmas=3")
+    model = pico_model(recipe)
+    with torch.no_grad():
+        model.get_parameter(NAME)[1, 2] = value
+    losses = fake_quantized_forward(model, pico_batch(2, 23), plan=PLAN, config=recipe.quant)
+    assert not math.isfinite(float(losses.detach().mean()))
