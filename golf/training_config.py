@@ -65,7 +65,7 @@ class ScheduleConfig:
 
     iterations: int  # progress = step / iterations when there is no clock
     max_seconds: float = 0.0  # > 0: progress = elapsed / (max_seconds - reserve_seconds)
-    reserve_seconds: float = 0.0
+    reserve_seconds: float = 0.0  # give two steps' time or more: by so much the stop may be late (docs/training.md)
     warmdown_fraction: float = 0.0  # of the run
     warmdown_steps: int = 0  # steps at their measured mean time; with warmdown_fraction, whichever is shorter
     min_lr: float = 0.0  # floor of the learning-rate multiplier
