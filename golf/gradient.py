@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,14 @@ from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
 from golf.quant.qat import fake_quantized_forward
 from golf.recording import Recorder, can_record
+
+
+class _Graph(NamedTuple):
+    """What a recording depends on besides the shape of its batch."""
+
+    plan: LayerPlan
+    parts: int  # micro-batches in a step
+    late_qat: bool
 
 
 class StepGradient:
@@ -34,26 +43,21 @@ class StepGradient:
         total = torch.zeros((), device=self.device)
         self._begin()
         for batch in batches:
-            if late_qat:  # another graph, which is not recorded
-                total += self._add_quantized(batch.to(self.device, non_blocking=True), plan, len(batches))
-            else:
-                total += self.recorder(batch, (plan, len(batches)))
+            total += self.recorder(batch, _Graph(plan, len(batches), late_qat))
         return total
 
-    def record(self, batch: Batch, plan: LayerPlan, *, count: int) -> None:
+    def record(self, batch: Batch, plan: LayerPlan, *, count: int, late_qat: bool) -> None:
         """Record what `count` micro-batches of a step need that are as large as `batch`, whatever documents they hold.
 
         What the gradients are afterwards means nothing.
         """
-        if not self.recorder.records:
-            return
         self._begin()
         total = batch.tokens.numel()
         pieces = range(0, total, batch.max_seqlen)
         for length in boundary_lengths(total):
             if length > len(pieces):
                 cu_seqlens, _ = build_cu_seqlens(pieces, total, max_doc_len=0, bucket=length)
-                self.recorder(replace(batch, cu_seqlens=cu_seqlens), (plan, count))
+                self.recorder(replace(batch, cu_seqlens=cu_seqlens), _Graph(plan, count, late_qat))
 
     def _begin(self) -> None:
         """Empty the buffers and make them the parameters' `.grad`, which the optimizer drops after each step."""
@@ -62,16 +66,12 @@ class StepGradient:
             for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
                 parameter.grad = buffer
 
-    def _add(self, batch: Batch, key: tuple[LayerPlan, int]) -> Tensor:
-        plan, count = key
-        return _descend(self.model(batch, plan=plan, auxiliary=True), count)
-
-    def _add_quantized(self, batch: Batch, plan: LayerPlan, count: int) -> Tensor:
-        return _descend(fake_quantized_forward(self.model, batch, plan=plan, config=self.quant), count)
-
-
-def _descend(losses: Tensor, count: int) -> Tensor:
-    """Add the gradient of one of `count` micro-batches; return its share of the mean loss ()."""
-    loss = losses.mean() / count
-    loss.backward()
-    return loss.detach()
+    def _add(self, batch: Batch, graph: _Graph) -> Tensor:
+        """Add the gradient of a micro-batch; return its share of the mean loss ()."""
+        if graph.late_qat:
+            losses = fake_quantized_forward(self.model, batch, plan=graph.plan, config=self.quant)
+        else:
+            losses = self.model(batch, plan=graph.plan, auxiliary=True)
+        loss = losses.mean() / graph.parts
+        loss.backward()
+        return loss.detach()

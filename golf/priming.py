@@ -27,14 +27,20 @@ def prime(state: TrainState, plans: Mapping[bool, LayerPlan], log: Log, *, keep_
                 state.forward_backward(plans[looping], late_qat=False)
                 optimizer.step(lr_multiplier=1.0, momentum=muon_momentum(recipe.optim, step))
                 bar.advance()
-            batches = state.loader.next_step() if state.gradient.recorder.records else []
-            for batch in batches[:1]:
-                state.gradient.record(batch, plans[looping], count=len(batches))
+            _record(state, plans[looping], late_qat=False)
         if recipe.schedule.late_qat_below > 0:
             state.forward_backward(plans[loops[-1]], late_qat=True)  # another graph, wanted in the middle of the run
+            _record(state, plans[loops[-1]], late_qat=True)
             state.model.zero_grad()
     if keep_muon_momentum:
         saved |= {name: tensor for name, tensor in optimizer.state().items() if name.endswith("/momentum")}
     state.model.load_state_dict(weights)
     optimizer.load_state(saved)
     state.loader.restore(position)
+
+
+def _record(state: TrainState, plan: LayerPlan, *, late_qat: bool) -> None:
+    """Record, where that is done, what later batches of this plan need."""
+    if state.gradient.recorder.records:
+        batches = state.loader.next_step()
+        state.gradient.record(batches[0], plan, count=len(batches), late_qat=late_qat)

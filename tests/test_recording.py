@@ -135,15 +135,16 @@ def test_recorded_steps_are_those_that_are_computed(tmp_path: Path) -> None:
 
 @needs_gpu
 @pytest.mark.gpu
-def test_a_late_step_that_is_not_recorded_has_the_same_place_for_its_gradient(tmp_path: Path) -> None:
+def test_a_late_step_is_recorded_apart_and_has_the_same_place_for_its_gradient(tmp_path: Path) -> None:
     plan = plan_layers(pico_recipe().model, looping=True)
     with trained(tmp_path) as state:
-        for late_qat in (False, True, False):
+        for late_qat in (False, True, False, True):
             state.forward_backward(plan, late_qat=late_qat)
             gradients = [parameter.grad for parameter in state.gradient.parameters]
             assert all(one is other for one, other in zip(gradients, state.gradient.buffers, strict=True))
             assert all(bool(buffer.isfinite().all()) for buffer in state.gradient.buffers)
             state.optimizer.step(lr_multiplier=1.0, momentum=0.9)
+        assert len(state.gradient.recorder.recordings) == 2
 
 
 @needs_gpu

@@ -108,12 +108,12 @@ def step(steps: int, profile: Path | None, **common: Any) -> None:
     more room among the recorded CUDA graphs.
     """
     from golf.bench.suite import bench_steps
+    from golf.files import check_free
     from golf.sweep.table import check_form
 
     if profile is not None:
         check_form(profile)
-        if profile.exists() and not common["force"]:
-            raise click.UsageError(f"{profile} exists; name another file or give --force")
+        check_free(profile, force=common["force"])
         if common["out"] is not None and profile.resolve() == common["out"].resolve():
             raise click.UsageError(f"--profile and --out are both {profile}; name two files")
     _report(lambda bench: bench_steps(bench, steps=steps, profile=profile), **common)
@@ -262,13 +262,13 @@ def _report(
     from golf.bench.report import format_report, write_report
     from golf.bench.suite import Bench
     from golf.distributed import open_world
-    from golf.errors import UsageError
+    from golf.files import check_free
     from golf.log import Log
     from golf.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides)  # a bad recipe is refused before any process starts
-    if out is not None and out.exists() and not force:
-        raise UsageError(f"{out} exists; name another file or give --force")
+    if out is not None:
+        check_free(out, force=force)
     if _launched(processes):
         return
     with open_world() as world, Log(rank=world.rank) as log, _silent_if_interrupted(not world.is_main):

@@ -37,6 +37,7 @@ def command(
     """
     from golf.comparison import compare_runs, open_log
     from golf.errors import UsageError
+    from golf.files import check_free
     from golf.sweep.plots import plot_loss
     from golf.sweep.table import check_form, format_table, table_records, write_table
 
@@ -44,9 +45,8 @@ def command(
         raise UsageError(f"--fail-above is {fail_above}; name a number of nats")
     if out is not None:
         check_form(out)
-    for path in (out, plot):
-        if path is not None and path.exists() and not force:
-            raise UsageError(f"{path} exists; name another file or give --force")
+    for path in filter(None, (out, plot)):
+        check_free(path, force=force)
     one, other = (open_log(run, root=root) for run in (first, second))
     comparison = compare_runs(one, other)
     if out is not None:

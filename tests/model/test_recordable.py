@@ -12,6 +12,7 @@ from golf.config import Recipe
 from golf.kernels.table import PLAIN, Kernels
 from golf.model.init import build_model
 from golf.model.plan import plan_layers
+from golf.quant.qat import fake_quantized_forward
 from golf.recipe import recipe_names
 from tests.model.test_options import OPTIONS
 from tests.narrow import narrow_recipe
@@ -61,6 +62,15 @@ def test_no_option_reads_a_tensor(name: str) -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_no_recipe_reads_a_tensor(name: str) -> None:
     assert_reads_nothing(narrow_recipe(name))
+
+
+def test_late_quantization_reads_no_tensor() -> None:
+    recipe = pico_recipe()
+    model = build_model(recipe.model, seed=1, dtype=torch.float32, device=torch.device("cpu"), kernels=KERNELS)
+    batch, plan = pico_batch(2, 32), plan_layers(recipe.model, looping=True)
+    fake_quantized_forward(model, batch, plan=plan, config=recipe.quant).mean().backward()
+    with Unread():
+        fake_quantized_forward(model, batch, plan=plan, config=recipe.quant).mean().backward()
 
 
 def assert_reads_nothing(recipe: Recipe) -> None:
