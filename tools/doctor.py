@@ -38,10 +38,11 @@ def command(root: Path, data: Path | None, as_json: bool) -> None:
         click.get_current_context().exit(EnvironmentUnfitError.exit_code)
 
 
-def _describe_attention() -> str:
+def _describe_attention() -> tuple[str, str]:
     import torch
 
     from golf.distributed import single_world
     from golf.kernels.flash import choose_attention
 
-    return choose_attention(single_world().device, torch.bfloat16).description
+    backend = choose_attention(single_world().device, torch.bfloat16)
+    return backend.description, backend.remedy

@@ -16,18 +16,18 @@ _RECIPE = "pr1787"  # the record-size run that the machine is measured against
 _CODECS = ("brotli", "zstd", "lzma")
 
 
-def examine(*, root: Path, data: Path | None, describe_attention: Callable[[], str]) -> list[Check]:
+def examine(*, root: Path, data: Path | None, describe_attention: Callable[[], tuple[str, str]]) -> list[Check]:
     """Check this machine for training into `root` on the data set `data` (None: on those in the folder "data").
 
-    `describe_attention` names the attention that would run here. Takes a few seconds; writes and removes one nameless
-    file of 256 MiB on the disk of `root`, and changes no setting.
+    `describe_attention` names the attention that would run here, and how to come by a faster one, if one can. Takes a
+    few seconds; writes and removes one nameless file of 256 MiB on the disk of `root`, and changes no setting.
     """
     readings, mute = attempt("nvidia-smi", read_gpus)  # before this process has memory of a GPU
     mounts, untold = attempt("mounts", read_mounts)
     checks = guarded("packages", _examine_packages) + mute + untold
     seen, blind = attempt("gpus", partial(_examine_gpus, readings))
     gpus, found = seen or (0, blind)
-    checks += found + guarded("attention", lambda: Check("attention", "ok", describe_attention()))
+    checks += found + guarded("attention", lambda: _check_attention(*describe_attention()))
     checks += guarded("compiler", partial(_examine_compiler, mounts or [], gpus))
     for codec in _CODECS:
         checks += guarded(f"codec {codec}", partial(_check_codec, codec))
@@ -36,6 +36,10 @@ def examine(*, root: Path, data: Path | None, describe_attention: Callable[[], s
     checks += found
     checks += guarded("host", partial(examine_host, gpus=gpus, checkpoint_bytes=checkpoint_bytes))
     return checks + guarded("data", partial(_examine_data, data))
+
+
+def _check_attention(description: str, remedy: str) -> Check:
+    return Check("attention", "warn" if remedy else "ok", description, remedy)
 
 
 def _examine_packages() -> list[Check]:

@@ -25,6 +25,7 @@ class Backend(NamedTuple):
     name: str  # of AttentionChoice
     function: Callable[..., Tensor]
     description: str  # for people: what it is, its packages' versions, and why no faster one was taken
+    remedy: str = ""  # how to come by one that is much faster, if there is one for this GPU
 
 
 class _Flash(NamedTuple):
@@ -66,12 +67,15 @@ _FLASH = {  # the fastest first; both of the newer ones take the same time for a
 }
 
 
+_SLOW = ("varlen",)  # and the padded form
+
+
 class _UnusableError(Exception):
     """Why an implementation cannot be had here, and what to do about it."""
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    def __init__(self, reason: str, remedy: str, *, is_missing: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.remedy = reason, remedy
+        self.reason, self.remedy, self.is_missing = reason, remedy, is_missing
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, *, wanted: AttentionChoice = "auto") -> Backend:
@@ -89,15 +93,18 @@ def choose_attention(device: torch.device, dtype: torch.dtype, *, wanted: Attent
                 f'attention "{wanted}" cannot be used: {error.reason}; {error.remedy}, or choose "auto"'
             ) from error
     passed_over: dict[str, list[str]] = {}
+    remedies: list[str] = []
     for name in _FLASH if wanted == "auto" and device.type == "cuda" else ():
         try:
             backend = _open(name, device, dtype)
         except _UnusableError as error:
             passed_over.setdefault(error.reason, []).append(name)
+            remedies += [error.remedy] if error.is_missing else []
         else:
-            return backend._replace(description=_tell(backend.description, passed_over))
+            remedy = next(iter(remedies), "") if name in _SLOW else ""
+            return backend._replace(description=_tell(backend.description, passed_over), remedy=remedy)
     padded = f"padded segments through PyTorch's scaled_dot_product_attention ({device.type})"
-    return Backend("padded", attention, _tell(padded, passed_over))
+    return Backend("padded", attention, _tell(padded, passed_over), next(iter(remedies), ""))
 
 
 def _tell(chosen: str, passed_over: Mapping[str, Sequence[str]]) -> str:
@@ -120,9 +127,11 @@ def _open(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         function = flash.open() if packages else None
     except Exception as error:  # a foreign package's import may raise anything, from a missing library to an assertion
         told = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _UnusableError(f"{flash.module} is installed but broken ({told})", flash.remedy) from error
+        raise _UnusableError(
+            f"{flash.module} is installed but broken ({told})", flash.remedy, is_missing=True
+        ) from error
     if function is None:
-        raise _UnusableError(f"{flash.module} is not installed", flash.remedy)
+        raise _UnusableError(f"{flash.module} is not installed", flash.remedy, is_missing=True)
     versions = ", ".join(f"{package} {_version(package)}" for package in packages)
     return Backend(name, function, f"{flash.title} ({versions})")
 

@@ -38,7 +38,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def verdicts(describe_attention: Any = lambda: "plain") -> dict[str, str]:
+def verdicts(describe_attention: Any = lambda: ("plain", "")) -> dict[str, str]:
     checks = examine(root=Path("none"), data=None, describe_attention=describe_attention)
     assert len({check.name for check in checks}) == len(checks)
     return {check.name: check.verdict for check in checks}
@@ -71,8 +71,10 @@ def test_a_part_that_breaks_fails_and_stops_no_other(light: pytest.MonkeyPatch, 
 
 @pytest.mark.usefixtures("light")
 def test_the_attention_is_what_the_caller_says_and_its_failure_is_told() -> None:
-    checks = examine(root=Path("none"), data=None, describe_attention=lambda: "of a kind")
+    checks = examine(root=Path("none"), data=None, describe_attention=lambda: ("of a kind", ""))
     assert Check("attention", "ok", "of a kind") in checks
+    checks = examine(root=Path("none"), data=None, describe_attention=lambda: ("slow", "get another"))
+    assert Check("attention", "warn", "slow", "get another") in checks
     assert verdicts(describe_attention=broken)["attention"] == "fail"
 
 
@@ -102,7 +104,7 @@ def test_facts_reach_the_checks_that_need_them(light: pytest.MonkeyPatch) -> Non
     light.setattr(under_test, "_examine_compiler", compiler)
     light.setattr(under_test, "examine_host", host)
     light.setattr(under_test, "_examine_data", lambda data: seen.update(data=data) or [])
-    examine(root=Path("a"), data=Path("b"), describe_attention=lambda: "plain")
+    examine(root=Path("a"), data=Path("b"), describe_attention=lambda: ("plain", ""))
     assert seen == {
         "readings": ["reading"],
         "root": Path("a"),

@@ -73,7 +73,7 @@ def test_hopper_takes_the_fourth_where_the_third_is_missing(full: pytest.MonkeyP
 
 def test_hopper_takes_pytorchs_own_where_both_are_missing(full: pytest.MonkeyPatch) -> None:
     hide_modules(full, "flash_attn", "flash_attn_interface")
-    assert choose()[::2] == (
+    assert choose()[:3:2] == (
         "varlen",
         "FlashAttention-2 by PyTorch's varlen_attn (torch 2.11.0); not fa3: flash_attn_3 is not installed; "
         "not fa4: flash_attn.cute is not installed",
@@ -204,3 +204,24 @@ def test_importing_golf_imports_no_flash_attention(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("raise AssertionError('imported')\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import golf.kernels.flash"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "capability", "remedy"),
+    [
+        ((), (9, 0), ""),
+        (("flash_attn_interface",), (9, 0), ""),  # the fourth is as fast
+        (("flash_attn_interface", "flash_attn"), (9, 0), "pip install --no-deps xformers"),
+        (("flash_attn_interface", "flash_attn"), (8, 0), ""),
+        (("flash_attn",), (10, 0), "pip install flash-attn-4"),
+        (("flash_attn", "flash_attn_interface", "torch.nn.attention.varlen"), (8, 0), "install PyTorch 2.10"),
+    ],
+)
+def test_how_to_come_by_a_faster_one_is_told(
+    full: pytest.MonkeyPatch, hidden: tuple[str, ...], capability: tuple[int, int], remedy: str
+) -> None:
+    hide_modules(full, *hidden)
+    full.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    found = choose().remedy
+    assert found.startswith(remedy)
+    assert bool(found) == bool(remedy)
