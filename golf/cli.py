@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import click
 
 from golf.errors import GolfError, InterruptedRunError, ResourceError
+from golf.ranks import inside_launcher
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, what the shell reports of any program whose reader went away
 
@@ -160,15 +161,9 @@ def _tell(error: Exception, *, as_json: bool) -> int:
         failure = _failure(error)
         sentence, code = str(failure), failure.exit_code
         click.echo(f"Error: {sentence}", err=True)
-    if as_json and not _has_launcher():
+    if as_json and not inside_launcher():
         echo_json({"error": sentence, "exit_code": code})
     return code
-
-
-def _has_launcher() -> bool:
-    from golf.distributed import inside_launcher  # imports torch
-
-    return inside_launcher()
 
 
 def _failure(error: Exception) -> GolfError:

@@ -1,4 +1,4 @@
-"""Ranks and the few collectives golf uses. The only reader of the environment; one process is simply size 1.
+"""Ranks and the few collectives golf uses; one process is simply size 1.
 
 What hosts tell each other goes through the side channel and never touches a GPU. Tensors go through NCCL, or gloo
 where there is no GPU.
@@ -20,15 +20,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from golf.errors import UsageError, WorkerDiedError
 from golf.peers import has_ended, identity, watched
+from golf.ranks import check_size, keep_compiled_kernels, own_local_rank, world_size
 from golf.side_channel import SideChannel
 
-VIRTUAL_RANKS = 8  # data is laid out for this many ranks, whatever the number of processes
 STEP_SECONDS = 40.0  # for how long a rank may keep the others waiting between two training steps
 PHASE_SECONDS = 3600.0  # and in a phase in which rank 0 alone works for minutes, packing the artifact say
 STOPPED_SECONDS = 15.0  # for how long a rank's process may be stopped
 
-_KEPT_KERNELS = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1"  # else each process compiles FlashAttention-4's anew
-_THREADS = "OMP_NUM_THREADS"
 _TIMEOUT = datetime.timedelta(minutes=10)  # of one collective: ranks may have compiled for minutes before they meet
 
 _RENAMED = hasattr(dist, "all_gather_single")  # in PyTorch 2.13, which warns of the old names
@@ -151,12 +149,6 @@ class World:
         return self.channel.share(data, limit_seconds=limit_seconds)
 
 
-def check_size(size: int) -> None:
-    """Raise UsageError unless the virtual ranks can be shared out equally among `size` processes."""
-    if VIRTUAL_RANKS % size:
-        raise UsageError(f"{size} processes: use 1, 2, 4 or 8, a divisor of the {VIRTUAL_RANKS} virtual ranks")
-
-
 def single_world(device: torch.device | None = None) -> World:
     """One process on `device`, by default the first GPU or else the CPU."""
     return World(0, 1, 0, device or _device(0))
@@ -169,13 +161,13 @@ def open_world(*, stopped_seconds: float = STOPPED_SECONDS) -> Iterator[World]:
     When a process of another rank was stopped for `stopped_seconds`, this one says so and ends with exit code 7,
     whatever it is waiting for.
     """
-    os.environ.setdefault(*_KEPT_KERNELS)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    keep_compiled_kernels()
+    size = world_size()
     if size == 1:
         yield single_world()
         return
     check_size(size)
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = own_local_rank()
     device = _device(local_rank)
     store, rank, _ = next(rendezvous("env://", timeout=_TIMEOUT))
     with joined(store, rank, size, local_rank, device, stopped_seconds=stopped_seconds) as world:
@@ -215,42 +207,6 @@ def joined(
     finally:
         if is_orderly or backend == "gloo":  # NCCL's end waits for what is queued, which may be for ever
             dist.destroy_process_group()
-
-
-def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """Return the environment of one of `size` processes of this machine, whose store is at `port`, as torchrun's is."""
-    settings = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": size,
-        "LOCAL_WORLD_SIZE": size,
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": port,
-        "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is there, no rank makes it
-        "TORCHELASTIC_RESTART_COUNT": 0,
-    }
-    threads = {_THREADS: str(share_of_cores(size))}  # ranks that take all cores each crawl
-    return threads | os.environ | {key: str(value) for key, value in settings.items()}
-
-
-def share_of_cores(size: int) -> int:
-    """Return how many CPU threads each of `size` ranks gets from golf's launcher, unless OMP_NUM_THREADS is set."""
-    return max(1, _cores() // size)
-
-
-def threads_wanted() -> str | None:
-    """Return OMP_NUM_THREADS, what the user wants of CPU threads in every process; None if it is not set."""
-    return os.environ.get(_THREADS)
-
-
-def inside_launcher() -> bool:
-    """Whether golf's launcher or torchrun started this process."""
-    return "WORLD_SIZE" in os.environ
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -7,16 +7,15 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # is there, under `if is_available()`
-
-from golf.distributed import check_size, rank_environment
 from golf.errors import GolfError, InterruptedRunError, WorkerDiedError
 from golf.peers import identity, is_stopped
+from golf.ranks import check_size, rank_environment
 
 GRACE_SECONDS = 15.0  # from SIGTERM to SIGKILL for the ranks that are left when one has failed
 SAVING_SECONDS = 300.0  # from Ctrl-C to SIGKILL: the run is being saved
@@ -51,20 +50,35 @@ def run_together(command: Sequence[str], processes: int, *, grace_seconds: float
 
     Raises what `blame` returns. Ctrl-C, SIGTERM and a hang-up are sent on to every rank, which then saves its work.
     """
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     ranks: list[Process] = []
-    with _received() as received:
+    with socket.create_server(("localhost", 0)) as door, _received() as received:
         try:
             for rank in range(processes):
-                environment = rank_environment(rank, processes, store.port)
+                environment = rank_environment(rank, processes, door.getsockname()[1])
                 ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
-            codes = _wait(ranks, received)
+            with _store_behind(door):
+                codes = _wait(ranks, received)
             stopped = [rank for rank, process in enumerate(ranks) if _is_stopped(process)]
         finally:
             _end(ranks, grace_seconds)
     error = blame(codes, stopped=stopped, interrupted=bool(received))
     if error is not None:
         raise error
+
+
+@contextlib.contextmanager
+def _store_behind(door: socket.socket) -> Iterator[None]:
+    """Keep the store at which the ranks meet for as long as the block lasts; some may be waiting at the `door` already.
+
+    Importing torch takes seconds, in which the ranks do the same.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # is there, under `if is_available()`
+
+    port = door.getsockname()[1]
+    listening = os.dup(door.fileno())  # which the store closes
+    store = TCPStore("localhost", port, is_master=True, wait_for_workers=False, master_listen_fd=listening)
+    yield
+    del store
 
 
 def blame(codes: Mapping[int, int], *, stopped: Sequence[int] = (), interrupted: bool = False) -> GolfError | None:

@@ -17,7 +17,7 @@ from golf.artifact.budget import byte_ledger
 from golf.checkpoint import Checkpoint
 from golf.config import Recipe
 from golf.data.shards import Dataset
-from golf.distributed import VIRTUAL_RANKS, World
+from golf.distributed import World
 from golf.errors import UsageError, require
 from golf.evaluate import Score, evaluate
 from golf.files import sha256_bytes, write_bytes, write_json
@@ -25,6 +25,7 @@ from golf.log import Log
 from golf.model.plan import plan_layers
 from golf.quant.qat import fake_quantized_forward
 from golf.quant_config import QuantConfig
+from golf.ranks import VIRTUAL_RANKS
 from golf.run_folder import RunFolder, versions
 from golf.train_state import open_loader
 from golf.workbench import Workbench, checkpoint_weights

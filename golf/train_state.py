@@ -13,12 +13,13 @@ from golf.data.packed import PackedStream
 from golf.data.sampled import SampledStream
 from golf.data.sequential import SequentialStream
 from golf.data.shards import Dataset
-from golf.distributed import VIRTUAL_RANKS, World
+from golf.distributed import World
 from golf.errors import BadFileError
 from golf.gradient import StepGradient
 from golf.model.gpt import GPT
 from golf.model.plan import LayerPlan
 from golf.optim.optimizer import Optimizer
+from golf.ranks import VIRTUAL_RANKS
 from golf.run_model import build_run_model, known_lengths
 
 

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from golf import distributed
-from golf.distributed import Pending, World, check_size, inside_launcher, open_world, rank_environment
+from golf.distributed import Pending, World, open_world
 from golf.errors import UsageError
+from golf.ranks import check_size, inside_launcher, rank_environment
 from tests.ranks import CPU, run_ranks
 
 ALONE = World(0, 1, 0, CPU)
@@ -159,7 +159,7 @@ def test_a_rank_inherits_the_environment_and_knows_its_place(monkeypatch: pytest
 
 @pytest.mark.parametrize(("cores", "size", "threads"), [(128, 8, "16"), (2, 8, "1"), (16, 1, "16")])
 def test_ranks_share_the_cores(cores: int, size: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "_cores", lambda: cores)
+    monkeypatch.setattr("golf.ranks._cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert rank_environment(0, size, 1)["OMP_NUM_THREADS"] == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

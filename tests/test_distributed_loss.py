@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]  # are there, under `if is_available()`
 
-from golf.distributed import Pending, World, open_world, rank_environment
+from golf.distributed import Pending, World, open_world
 from golf.errors import UsageError, WorkerDiedError
 from golf.peers import identity
+from golf.ranks import rank_environment
 from golf.side_channel import SideChannel
 from tests.children import SERVER
 

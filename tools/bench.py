@@ -307,7 +307,7 @@ def _silent_if_interrupted(is_silent: bool) -> Iterator[None]:
 
 def _launched(processes: int) -> bool:
     """Start this command line once more in so many processes, unless this is one of them; whether that was done."""
-    from golf.distributed import inside_launcher
+    from golf.ranks import inside_launcher
 
     if processes == 1 or inside_launcher():
         return False

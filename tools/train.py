@@ -40,10 +40,9 @@ def command(
 
     RECIPE is a shipped name (see `golf recipe list`) or a TOML file. Ctrl-C saves the run before it stops.
     """
-    from golf.distributed import inside_launcher, open_world
     from golf.errors import InterruptedRunError
+    from golf.ranks import inside_launcher
     from golf.recipe import load_recipe
-    from golf.session import resume_run, start_run
 
     if (recipe is None) == (resume is None):
         raise click.UsageError("give a RECIPE to start or --resume RUN to continue, for example: golf train demo")
@@ -56,6 +55,9 @@ def command(
 
         launch(sys.argv[1:], processes)
         return
+    from golf.distributed import open_world  # imports torch, as all that follows
+    from golf.session import resume_run, start_run
+
     with open_world() as world:
         try:
             if chosen is not None:

@@ -27,11 +27,12 @@ from golf.bench.synthetic import make_dataset
 from golf.bench.training import LOOPS, time_steps
 from golf.config import Recipe
 from golf.data.shards import Dataset
-from golf.distributed import VIRTUAL_RANKS, World
+from golf.distributed import World
 from golf.errors import EnvironmentUnfitError, ResourceError, UsageError
 from golf.log import Log
 from golf.model.plan import LayerPlan, plan_layers
 from golf.priming import prime
+from golf.ranks import VIRTUAL_RANKS
 from golf.session import open_dataset
 from golf.sweep.table import write_table
 from golf.train_state import TrainState

@@ -18,8 +18,8 @@ from golf.config import Recipe
 from golf.data.documents import Batch, segment_rows
 from golf.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION
 from golf.data.shards import Dataset, write_shard
-from golf.distributed import VIRTUAL_RANKS
 from golf.files import sha256_file, write_json
+from golf.ranks import VIRTUAL_RANKS
 
 TRAIN_SHARDS = VIRTUAL_RANKS  # of one step each, read again and again
 VAL_BATCHES = 64

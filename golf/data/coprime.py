@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from golf.data.windows import Window, draw_phase
-from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
+from golf.ranks import VIRTUAL_RANKS
 
 _RAMP_STEPS = 1800
 _POWER = (0.9, 0.5)

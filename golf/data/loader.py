@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from golf.data.documents import LENGTHS, Batch, segment_rows, whole_rows
-from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
+from golf.ranks import VIRTUAL_RANKS
 
 
 class Stream(Protocol):

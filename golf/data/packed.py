@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from golf.data.shards import Tokens, map_training_shards
-from golf.distributed import VIRTUAL_RANKS
 from golf.errors import BadFileError, UsageError
+from golf.ranks import VIRTUAL_RANKS
 
 _SCAN_TOKENS = 1 << 20
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from golf.data.coprime import coprime_windows
 from golf.data.shards import Tokens, map_training_shards
 from golf.data.windows import Window, shuffled_windows
-from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
+from golf.ranks import VIRTUAL_RANKS
 
 
 class Replay:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from golf.data.shards import Tokens, map_training_shards
-from golf.distributed import VIRTUAL_RANKS
+from golf.ranks import VIRTUAL_RANKS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

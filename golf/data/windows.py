@@ -15,8 +15,8 @@ import torch
 
 from golf.data.documents import Batch, whole_rows
 from golf.data.shards import read_shard
-from golf.distributed import VIRTUAL_RANKS
 from golf.errors import UsageError
+from golf.ranks import VIRTUAL_RANKS
 
 Window = tuple[int, int]  # index of the shard, first token within it
 

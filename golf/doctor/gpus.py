@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 
-from golf.distributed import VIRTUAL_RANKS
 from golf.doctor.check import Check, guarded, in_gib
 from golf.doctor.cuda import Cuda, Gpu, free_bytes, pairs_with_access
 from golf.doctor.nvidia import Reading, read_links
+from golf.ranks import VIRTUAL_RANKS
 
 _LEAST = (8, 0)  # compute capability; older GPUs have no bfloat16
 _TUNED = (9, 0)  # Hopper: what the kernels' sizes were chosen on

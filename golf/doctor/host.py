@@ -127,7 +127,7 @@ def _examine_memory(limit: int | None, gpus: int, checkpoint_bytes: int) -> Chec
 
 
 def _examine_threads(quota: float | None, gpus: int) -> Check:
-    from golf.distributed import share_of_cores, threads_wanted  # imports torch, whose threads they are
+    from golf.ranks import share_of_cores, threads_wanted  # imports torch, whose threads they are
 
     allowed = _allowed_cores()
     cores = min(float(allowed), quota or float(allowed))

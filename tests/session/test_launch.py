@@ -15,10 +15,11 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # is there, under `if is_available()`
 
 from golf.checkpoint import boundaries, find_checkpoint, load_checkpoint
-from golf.distributed import open_world, rank_environment
+from golf.distributed import open_world
 from golf.files import read_json
 from golf.launch import RankFailedError
 from golf.log import read_events
+from golf.ranks import rank_environment
 from tests.children import SERVER
 from tests.session_tools import Place, golf
 
@@ -175,3 +176,8 @@ def test_with_json_the_launcher_alone_prints_the_failure(
     assert launcher.json == {"error": "rank 0 failed with exit code 2; its message is above", "exit_code": 2}
     assert rank.out == ""
     assert "no data in" in rank.err
+
+
+def test_ranks_are_started_before_torch_is_imported() -> None:
+    code = "import sys, golf.launch, golf.ranks, golf.recipe, golf.tools.train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
