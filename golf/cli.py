@@ -137,6 +137,22 @@ def out_option(text: str, *, required: bool = False) -> Callable[[Command], Comm
     return click.option("--out", type=click.Path(path_type=Path), required=required, help=text)
 
 
+def gpus_option(function: Command) -> Command:
+    """Add --gpus N as the argument `processes`; see `is_launched`."""
+    text = "Processes, one a GPU (or CPU processes where there is none)."
+    return click.option("--gpus", "processes", type=click.IntRange(1, 8), default=1, help=text)(function)
+
+
+def is_launched(processes: int) -> bool:
+    """Run this command line once more in so many processes, unless this is one of them; say whether that was done."""
+    if processes == 1 or inside_launcher():
+        return False
+    from golf.launch import launch
+
+    launch(sys.argv[1:], processes)
+    return True
+
+
 def force_option(function: Command) -> Command:
     """Add --force as the argument `force`."""
     return click.option("--force", is_flag=True, help="Replace what is already there.")(function)

@@ -50,6 +50,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def own_rank() -> int:
+    """Return the number of this process among all; 0 for one alone, and for the launcher itself."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def own_local_rank() -> int:
     """Return the number of this process among those of its machine. Raises KeyError if it is alone."""
     return int(os.environ["LOCAL_RANK"])

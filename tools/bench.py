@@ -2,14 +2,13 @@
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from golf.cli import echo_json, force_option, json_option, out_option, set_option
+from golf.cli import echo_json, force_option, gpus_option, is_launched, json_option, out_option, set_option
 
 if TYPE_CHECKING:
     from golf.bench.report import Report
@@ -25,7 +24,6 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 
 _PATH = click.Path(path_type=Path)
 _DATA = click.option("--data", type=_PATH, help="Folder of shards.  [default: made-up tokens]")
-_GPUS = click.option("--gpus", "processes", type=click.IntRange(1, 8), default=1, help="Processes, one a GPU.")
 _ROOT = click.option("--root", type=_PATH, default=Path("checkpoints"), show_default=True, help="Whose disk to time.")
 _STEPS = click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Of each kind.")
 _SECONDS = click.option(
@@ -96,7 +94,7 @@ def layout(seconds: float, **common: Any) -> None:
 @command.command(epilog="Examples: golf bench step --out s.json · golf bench step pr1787 --gpus 8 --profile k.csv")
 @_measuring
 @_DATA
-@_GPUS
+@gpus_option
 @_STEPS
 @click.option("--profile", type=_PATH, help="Write every kernel of a step to .csv, .json or .md.")
 def step(steps: int, profile: Path | None, **common: Any) -> None:
@@ -122,7 +120,7 @@ def step(steps: int, profile: Path | None, **common: Any) -> None:
 @command.command(epilog="Example: golf bench preflight pr1787 --gpus 8")
 @_measuring
 @_DATA
-@_GPUS
+@gpus_option
 @click.option("--steps", type=click.IntRange(min=1), default=30, show_default=True, help="Half of them with the loop.")
 def preflight(steps: int, **common: Any) -> None:
     """Take 30 steps before a run is paid for, and say how many RECIPE's time will hold here."""
@@ -134,7 +132,7 @@ def preflight(steps: int, **common: Any) -> None:
 @command.command(epilog="Example: golf bench start pr1787 --out start.json")
 @_measuring
 @_DATA
-@_GPUS
+@gpus_option
 def start(recipe: str, overrides: tuple[str, ...], processes: int, **common: Any) -> None:
     """Time the start of a training, cold and warm.
 
@@ -149,7 +147,7 @@ def start(recipe: str, overrides: tuple[str, ...], processes: int, **common: Any
 @command.command("first-step", hidden=True, epilog="Example: golf bench first-step pr1787 --data data/mine")
 @click.argument("recipe")
 @click.option("--data", type=_PATH, required=True, help="Folder of shards.")
-@_GPUS
+@gpus_option
 @set_option
 @json_option
 def first_step(recipe: str, data: Path, processes: int, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -162,7 +160,7 @@ def first_step(recipe: str, data: Path, processes: int, overrides: tuple[str, ..
 
     chosen = load_recipe(recipe, overrides)
     with _silent_if_interrupted(True):
-        if _launched(processes):
+        if is_launched(processes):
             return
         with open_world() as world, Log(rank=world.rank) as log:
             stamps = take_first_step(chosen, open_dataset(chosen, data), world, log)
@@ -177,7 +175,7 @@ def first_step(recipe: str, data: Path, processes: int, overrides: tuple[str, ..
 @command.command(epilog="Example: golf bench checkpoint pr1787 --root runs")
 @_measuring
 @_DATA
-@_GPUS
+@gpus_option
 @_STEPS
 @_ROOT
 def checkpoint(steps: int, root: Path, **common: Any) -> None:
@@ -193,7 +191,7 @@ def checkpoint(steps: int, root: Path, **common: Any) -> None:
 @command.command("eval", epilog="Example: golf bench eval pr1787 --gpus 8")
 @_measuring
 @_DATA
-@_GPUS
+@gpus_option
 def eval_(**common: Any) -> None:
     """Time plain evaluation of all validation tokens.
 
@@ -269,7 +267,7 @@ def _report(
     chosen = load_recipe(recipe, overrides)  # a bad recipe is refused before any process starts
     if out is not None:
         check_free(out, force=force)
-    if _launched(processes):
+    if is_launched(processes):
         return
     with open_world() as world, Log(rank=world.rank) as log, _silent_if_interrupted(not world.is_main):
         report = work(Bench(chosen, data, world, log))
@@ -303,18 +301,6 @@ def _silent_if_interrupted(is_silent: bool) -> Iterator[None]:
         if not is_silent:
             raise
         raise click.exceptions.Exit(InterruptedRunError.exit_code) from error
-
-
-def _launched(processes: int) -> bool:
-    """Start this command line once more in so many processes, unless this is one of them; whether that was done."""
-    from golf.ranks import inside_launcher
-
-    if processes == 1 or inside_launcher():
-        return False
-    from golf.launch import launch
-
-    launch(sys.argv[1:], processes)
-    return True
 
 
 def _words(recipe: str, overrides: tuple[str, ...]) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from golf.cli import echo_json, json_option
+from golf.cli import echo_json, gpus_option, is_launched, json_option
 
 
 @click.command(
@@ -14,9 +14,15 @@ from golf.cli import echo_json, json_option
 @click.option("--artifact", is_flag=True, help="Score the run's artifact file instead of the checkpoint.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: the run's]")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True)
+@gpus_option
 @json_option
-def command(run: str, artifact: bool, data: Path | None, root: Path, as_json: bool) -> None:
-    """Score RUN: every validation token once, bits (numerator) and bytes (denominator) shown."""
+def command(run: str, artifact: bool, data: Path | None, root: Path, processes: int, as_json: bool) -> None:
+    """Score RUN: every validation token once, bits (numerator) and bytes (denominator) shown.
+
+    The score is the same to the last bit on any number of GPUs of a kind.
+    """
+    if is_launched(processes):
+        return
     from golf.distributed import open_world
     from golf.log import Log
     from golf.session import FinishedRun, open_finished_run, open_run

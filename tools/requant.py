@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from golf.cli import echo_json, force_option, json_option
+from golf.cli import echo_json, force_option, gpus_option, is_launched, json_option
 
 
 @click.command(
@@ -23,26 +23,38 @@ from golf.cli import echo_json, force_option, json_option
 @click.option(
     "--out", "outs", type=click.Path(path_type=Path), multiple=True, help="Write .csv, .json or .md; repeat it."
 )
+@gpus_option
 @force_option
 @json_option
 def command(
-    run: str, tries: tuple[str, ...], data: Path | None, root: Path, outs: tuple[Path, ...], force: bool, as_json: bool
+    run: str,
+    tries: tuple[str, ...],
+    data: Path | None,
+    root: Path,
+    outs: tuple[Path, ...],
+    processes: int,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Quantize, pack and score RUN's weights under each setting, the recipe's own (control) first.
 
     Nothing is trained. Without --try, tighter clips and one bit less show what clips and bits cost. A setting that
     fails has the reason in its row; the others are still tried, and the exit code is that of the first failure.
     """
-    from golf.distributed import open_world
     from golf.files import check_free
+    from golf.ranks import own_rank
+    from golf.sweep.table import check_form, format_table, table_records
+
+    for out in outs if own_rank() == 0 else ():  # which alone writes them, and may already have begun
+        check_form(out)
+        check_free(out, force=force)
+    if is_launched(processes):
+        return
+    from golf.distributed import open_world
     from golf.log import Log
     from golf.session import open_run
     from golf.sweep.run import default_tries, parse_settings, requant
-    from golf.sweep.table import check_form, format_table, table_records
 
-    for out in outs:
-        check_form(out)
-        check_free(out, force=force)
     opened = open_run(run, root=root, data=data)
     settings = parse_settings(opened.recipe, tries or default_tries(opened.recipe))
     with open_world() as world, Log(rank=world.rank) as log:

@@ -1,12 +1,11 @@
 """Train a recipe to its artifact, or resume a run from a checkpoint."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from golf.cli import echo_json, force_option, json_option, set_option
+from golf.cli import echo_json, force_option, gpus_option, is_launched, json_option, set_option
 
 
 @click.command(epilog="Examples: golf train demo · golf train demo --gpus 2 · golf train --resume demo-1")
@@ -15,13 +14,7 @@ from golf.cli import echo_json, force_option, json_option, set_option
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: data/<recipe's dataset>]")
 @click.option("--name", help="Name of the run.  [default: <recipe>-1, -2, …]")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True)
-@click.option(
-    "--gpus",
-    "processes",
-    type=click.IntRange(1, 8),
-    default=1,
-    help="Processes, one a GPU (or CPU processes where there is none).",
-)
+@gpus_option
 @set_option
 @force_option
 @json_option
@@ -41,7 +34,6 @@ def command(
     RECIPE is a shipped name (see `golf recipe list`) or a TOML file. Ctrl-C saves the run before it stops.
     """
     from golf.errors import InterruptedRunError
-    from golf.ranks import inside_launcher
     from golf.recipe import load_recipe
 
     if (recipe is None) == (resume is None):
@@ -50,10 +42,7 @@ def command(
         raise click.UsageError("--resume continues the stored recipe; --set and --name start another run")
     # A bad recipe is refused before any process starts.
     chosen = None if recipe is None else load_recipe(recipe, overrides)
-    if processes > 1 and not inside_launcher():
-        from golf.launch import launch
-
-        launch(sys.argv[1:], processes)
+    if is_launched(processes):
         return
     from golf.distributed import open_world  # imports torch, as all that follows
     from golf.session import resume_run, start_run
