@@ -6,28 +6,16 @@ one below the other, each padded with rows of zeros to whole steps; what a step 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from golf.kernels.jit import ceil_div, jit, tl
-from golf.kernels.tma import count_programs, cut, described
+from golf.kernels.tma import Tiles, count_programs, cut, described
 
 MOST = 4  # maps
 GRAIN = 8  # of which K_i and C must be multiples: the TMA takes rows of whole 16 bytes
-
-
-class Tiles(NamedTuple):
-    """How the product is cut."""
-
-    rows: int  # of a tile: tokens
-    columns: int  # of a tile: channels
-    depth: int  # of a step
-    parts: int  # that a tile's columns leave in
-    stages: int  # steps in flight
-    warps: int
-    programs: int  # a multiprocessor
 
 
 # Not yet tuned on a GPU.

@@ -1,6 +1,6 @@
 """What persistent Triton products share: the tensor memory accelerator (TMA), and tiles that leave in parts."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,18 @@ if HAS_TRITON:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
 _INTERPRETED_PROGRAMS = 2  # few, so that a program walks over several tiles
+
+
+class Tiles(NamedTuple):
+    """How a product is cut."""
+
+    rows: int  # of a tile: tokens
+    columns: int  # of a tile: channels or hidden units
+    depth: int  # of a step
+    parts: int  # that a tile's columns leave in, and what they are multiplied with arrives in: 1, 2 or 4
+    stages: int  # steps in flight
+    warps: int
+    programs: int  # a multiprocessor
 
 
 @jit

@@ -2,7 +2,8 @@
 
 from golf.kernels import project_gemm
 from golf.kernels.jit import ceil_div
-from golf.kernels.project_gemm import TILES, Tiles
+from golf.kernels.project_gemm import TILES
+from golf.kernels.tma import Tiles
 from tests.kernels.hopper.build import Case
 
 WIDTHS = (512, 256, 256, 8)  # queries, keys, values, the gate's scores
