@@ -48,7 +48,7 @@ class Recorder(Generic[Key]):
             _copy(batch, recording.batch)
             recording.graph.replay()
             return recording.result
-        own = batch.to(self.device, non_blocking=True)
+        own = batch.to(self.device, non_blocking=True, copy=self.records)  # later batches are written into it
         result = self.function(own, key)
         if self.records and len(self.recordings) < MOST:
             result = result.clone()

@@ -70,6 +70,17 @@ def test_batches_of_a_shape_are_replayed_with_their_own_numbers() -> None:
 
 @needs_gpu
 @pytest.mark.gpu
+def test_a_batch_that_lies_on_the_gpu_is_not_written_to() -> None:
+    recorder: Recorder[None] = Recorder(lambda batch, _: batch.tokens.sum(), GPU, records=True)
+    first, second = (pico_batch(1, 32, seed=seed) for seed in range(2))
+    there = first.to(GPU)
+    for batch in (there, second):
+        recorder(batch, None)
+    assert torch.equal(there.tokens.cpu(), first.tokens)
+
+
+@needs_gpu
+@pytest.mark.gpu
 def test_more_shapes_than_recordings_are_computed_and_counted() -> None:
     recorder: Recorder[None] = Recorder(lambda batch, _: batch.tokens.sum(), GPU, records=True)
     for tokens in range(16, 16 * (MOST + 3), 16):

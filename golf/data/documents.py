@@ -30,9 +30,12 @@ class Batch:
         """Return the tensors in their order."""
         return self.tokens, self.targets, self.cu_seqlens
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Copy the tensors to `device`; asynchronously from pinned memory if `non_blocking`."""
-        tokens, targets, cu_seqlens = (tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors())
+    def to(self, device: torch.device | str, *, non_blocking: bool = False, copy: bool = False) -> "Batch":
+        """Copy the tensors to `device`, asynchronously from pinned memory if `non_blocking`.
+
+        Those that are there are taken as they are, unless a `copy` is wanted.
+        """
+        tokens, targets, cu_seqlens = (x.to(device, non_blocking=non_blocking, copy=copy) for x in self.tensors())
         return Batch(tokens, targets, cu_seqlens, self.max_seqlen)
 
     def pinned(self) -> "Batch":

@@ -97,3 +97,12 @@ def test_a_batch_moves_as_a_whole() -> None:
     batch = Batch(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(4), 3).to("meta")
     assert {batch.tokens.device.type, batch.targets.device.type, batch.cu_seqlens.device.type} == {"meta"}
     assert batch.max_seqlen == 3
+
+
+def test_a_batch_is_copied_where_it_is_if_a_copy_is_wanted() -> None:
+    tokens = torch.tensor([[7, 1, 7]])
+    batch = Batch(tokens, tokens, torch.tensor([0, 3]), 3)
+    assert batch.to("cpu").tokens is tokens
+    copied = batch.to("cpu", copy=True)
+    assert torch.equal(copied.tokens, tokens)
+    assert copied.tokens.data_ptr() != tokens.data_ptr()
