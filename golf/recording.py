@@ -51,7 +51,6 @@ class Recorder(Generic[Key]):
         own = batch.to(self.device, non_blocking=True, copy=self.records)  # later batches are written into it
         result = self.function(own, key)
         if self.records and len(self.recordings) < MOST:
-            result = result.clone()
             self.recordings[place] = self._record(own, key)
         else:
             self.unrecorded += self.records
