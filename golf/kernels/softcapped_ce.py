@@ -23,10 +23,13 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
     return logits.float() if cap is None else cap * torch.tanh(logits.float() / cap)
 
 
-def softcapped_cross_entropy(logits: Tensor, targets: Tensor, *, cap: float | None, rounds: bool = False) -> Tensor:
+def softcapped_cross_entropy(
+    logits: Tensor, targets: Tensor, *, cap: float | None, rounds: bool = False, spends: bool = False
+) -> Tensor:
     """Per-token loss in nats, float32, of the shape of `targets`; `logits` (..., V) are not yet capped.
 
-    If it `rounds`, the capped logits pass through the dtype of `logits`, as in the published evaluations.
+    If it `rounds`, the capped logits pass through the dtype of `logits`, as in the published evaluations. A caller who
+    `spends` the logits looks at them no more and differentiates once: their gradient may take their place.
     """
     capped = softcap(logits, cap)
     if rounds:
@@ -226,7 +229,7 @@ def fill_gradient(
 
 
 @torch.library.custom_op("golf::softcapped_cross_entropy", mutates_args=())
-def _loss_op(logits: Tensor, targets: Tensor, cap: float | None, rounds: bool) -> tuple[Tensor, Tensor]:
+def _loss_op(logits: Tensor, targets: Tensor, cap: float | None, rounds: bool, spends: bool) -> tuple[Tensor, Tensor]:
     """Return losses (N,) of logits (N, V), and each row's sum of exponentials in two factors (N, 2); float32."""
     losses, partition = empty_results(logits, targets)
     fill_losses(losses, partition, _with_whole_rows(logits), targets.contiguous(), cap=cap, rounds=rounds)
@@ -244,6 +247,14 @@ def _gradient_op(
     return gradient
 
 
+@torch.library.custom_op("golf::spend_logits", mutates_args=("logits",))
+def _spend_op(
+    grad_losses: Tensor, logits: Tensor, targets: Tensor, partition: Tensor, cap: float | None, rounds: bool
+) -> None:
+    """Replace logits (N, V), which are contiguous, by their gradient."""
+    fill_gradient(logits, grad_losses, logits, targets.contiguous(), partition, cap=cap, rounds=rounds)
+
+
 _loss_op.register_fake(lambda logits, targets, *_: empty_results(logits, targets))
 _gradient_op.register_fake(lambda _, logits, *__: logits.new_empty(logits.shape))
 
@@ -257,24 +268,38 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.save_for_backward(*tensors, output[1])
 
 
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *shared, spends = inputs
+    ctx.spends = spends and inputs[0].is_contiguous()
+    save_for_backward(ctx, tuple(shared), output)
+
+
 def _loss_backward(ctx: Any, grad_losses: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    return _gradient_op(grad_losses, *ctx.saved_tensors, *ctx.settings), None, None, None
+    if not ctx.spends:
+        return _gradient_op(grad_losses, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+    logits, *others = ctx.saved_tensors
+    spent = logits.detach()
+    _spend_op(grad_losses, spent, *others, *ctx.settings)
+    return spent, None, None, None, None
 
 
-_loss_op.register_autograd(_loss_backward, setup_context=save_for_backward)
+_loss_op.register_autograd(_loss_backward, setup_context=_save_loss)
 
 
 def fused_softcapped_cross_entropy(
-    logits: Tensor, targets: Tensor, *, cap: float | None, rounds: bool = False
+    logits: Tensor, targets: Tensor, *, cap: float | None, rounds: bool = False, spends: bool = False
 ) -> Tensor:
     """Return what `softcapped_cross_entropy` does; one pass over the logits, and one for their gradient.
+
+    Logits that it `spends` are overwritten by their gradient if they are contiguous; a second backward is then refused
+    (RuntimeError).
 
     `logits` (..., V) float32, bfloat16 or float16; rows that are not contiguous are copied. `targets` (...) int64: one
     outside 0..V-1 makes the row's loss and gradient NaN. Not twice differentiable. Raises ValueError for other dtypes
     and shapes.
     """
     check_rows(logits, targets, cap)
-    losses: Tensor = _loss_op(logits.flatten(0, -2), targets.flatten(), cap, rounds)[0]
+    losses: Tensor = _loss_op(logits.flatten(0, -2), targets.flatten(), cap, rounds, spends)[0]
     return losses.view(targets.shape)
 
 

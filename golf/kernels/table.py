@@ -91,7 +91,9 @@ class SquareMlpFunction(Protocol):
 class CrossEntropyFunction(Protocol):
     """See `golf.kernels.softcapped_ce`."""
 
-    def __call__(self, logits: Tensor, targets: Tensor, *, cap: float | None, rounds: bool = False) -> Tensor: ...
+    def __call__(
+        self, logits: Tensor, targets: Tensor, *, cap: float | None, rounds: bool = False, spends: bool = False
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class GPT(nn.Module):
         """Return each target's loss in nats (B, T), float32; `auxiliary` adds what only training minimizes."""
         x = self.states(batch, plan, hooks := Hooks(adapters, observer))
         logits = self.score(x, plan, hooks)
-        losses = self.kernels.cross_entropy(logits, batch.targets, cap=self.config.logit_softcap)
+        losses = self.kernels.cross_entropy(logits, batch.targets, cap=self.config.logit_softcap, spends=True)
         if auxiliary and self.multi_token is not None:
             losses = losses + self.multi_token(x, batch.targets, self.kernels)
         return losses

@@ -5,11 +5,24 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.library import opcheck
 
 from golf.kernels import softcapped_ce
-from golf.kernels.softcapped_ce import _gradient_op, _loss_op, _with_whole_rows, fused_softcapped_cross_entropy
+from golf.kernels.softcapped_ce import (
+    _gradient_op,
+    _loss_op,
+    _spend_op,
+    _with_whole_rows,
+    fused_softcapped_cross_entropy,
+)
 from tests.kernels.test_softcapped_ce import BOTH, CAP, DEVICE, case, gradients, needs_triton
+
+# The checks of whole graphs differentiate the same logits again and again, of which none that are spent are left.
+CHECKS = {
+    False: ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"),
+    True: ("test_schema", "test_autograd_registration", "test_faketensor"),
+}
 
 
 @needs_triton
@@ -61,15 +74,17 @@ def test_no_row_gives_no_loss_and_launches_nothing(monkeypatch: pytest.MonkeyPat
 def test_the_operations_are_what_pytorch_asks_of_custom_ones(cap: float | None, rounds: bool) -> None:
     logits, targets = (tensor[0] for tensor in case(1, 3, 23))
     logits = logits.bfloat16().requires_grad_()
-    opcheck(_loss_op, (logits, targets, cap, rounds))
+    for spends in (False, True):
+        opcheck(_loss_op, (logits, targets, cap, rounds, spends), test_utils=CHECKS[spends])
     weights, partition = torch.tensor([0.5, 1.0, 2.0], device=DEVICE), torch.ones(3, 2, device=DEVICE)
-    opcheck(_gradient_op, (weights, logits.detach(), targets, partition, cap, rounds))
+    for operation in (_gradient_op, _spend_op):
+        opcheck(operation, (weights, logits.detach(), targets, partition, cap, rounds))
 
 
 @needs_triton
 def test_no_gradient_flows_through_what_the_operation_returns_for_its_backward() -> None:
     logits, targets = (tensor[0] for tensor in case(1, 3, 23))
-    losses, partition = _loss_op(logits.requires_grad_(), targets, CAP, False)
+    losses, partition = _loss_op(logits.requires_grad_(), targets, CAP, False, False)
     assert losses.requires_grad
     assert not partition.requires_grad
 
@@ -98,3 +113,48 @@ def test_what_the_kernels_cannot_take_is_refused(change: dict[str, Any], words: 
     given: dict[str, Any] = {"logits": torch.zeros(3, 5), "targets": torch.zeros(3, dtype=torch.int64), "cap": CAP}
     with pytest.raises(ValueError, match=words):
         fused_softcapped_cross_entropy(**given | change)
+
+
+@needs_triton
+@pytest.mark.parametrize("rounds", [False, True])
+def test_logits_that_are_spent_become_their_gradient_once(rounds: bool) -> None:
+    leaf, targets = case(2, 3)
+    leaf = leaf.bfloat16().requires_grad_()
+    settings: dict[str, Any] = {"cap": CAP, "rounds": rounds}
+    kept = fused_softcapped_cross_entropy(leaf * 1, targets, **settings)
+    logits = leaf * 1
+    losses = fused_softcapped_cross_entropy(logits, targets, spends=True, **settings)
+    assert torch.equal(losses, kept)
+    weights = torch.rand_like(losses)
+    (expected,) = torch.autograd.grad(kept, leaf, weights)
+    (found,) = torch.autograd.grad(losses, leaf, weights, retain_graph=True)
+    assert torch.equal(found, expected)
+    assert torch.equal(logits.detach(), expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(losses, leaf, weights)
+
+
+@needs_triton
+def test_spent_logits_that_are_not_contiguous_stay() -> None:
+    leaf, targets = (tensor[0] for tensor in case(1, 3))
+    wide = F.pad(leaf, (0, 5)).requires_grad_()
+    logits = (wide * 1)[:, :-5]
+    before = logits.detach().clone()
+    losses = fused_softcapped_cross_entropy(logits, targets, cap=CAP, spends=True)
+    (found,) = torch.autograd.grad(losses.sum(), wide)
+    assert torch.equal(logits.detach(), before)
+    (expected,) = torch.autograd.grad(fused_softcapped_cross_entropy(wide[:, :-5], targets, cap=CAP).sum(), wide)
+    assert torch.equal(found, expected)
+
+
+@needs_triton
+def test_spent_logits_compile_as_one_graph() -> None:
+    leaf, targets = case(1, 3, 23)
+
+    def score(leaf: Tensor) -> Tensor:
+        return fused_softcapped_cross_entropy(leaf * 2, targets, cap=CAP, spends=True).sum()
+
+    compiled = torch.compile(score, fullgraph=True, backend="aot_eager")
+    leaf.requires_grad_()
+    found, expected = (torch.autograd.grad(function(leaf), leaf)[0] for function in (compiled, score))
+    assert torch.equal(found, expected)

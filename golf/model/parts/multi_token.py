@@ -30,6 +30,6 @@ class MultiTokenHeads(nn.Module):
             inside = inside & (F.pad(targets[:, k - 1 :], (0, k - 1)) != self.bos_id)
             inside[:, -k:] = False
             ahead = F.pad(targets[:, k:], (0, k))
-            losses = torch.where(inside, kernels.cross_entropy(head(x), ahead, cap=self.cap), 0.0)
-            extra = extra + losses * (targets.numel() / inside.sum().clamp_min(1))
+            losses = kernels.cross_entropy(head(x), ahead, cap=self.cap, spends=True)
+            extra = extra + torch.where(inside, losses, 0.0) * (targets.numel() / inside.sum().clamp_min(1))
         return self.part.weight / len(self.heads) * extra
