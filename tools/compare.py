@@ -38,13 +38,15 @@ def command(
     from golf.comparison import compare_runs, open_log
     from golf.errors import UsageError
     from golf.files import check_free
-    from golf.sweep.plots import plot_loss
+    from golf.sweep.plots import check_picture, plot_loss
     from golf.sweep.table import check_form, format_table, table_records, write_table
 
     if fail_above is not None and not fail_above < float("inf"):
         raise UsageError(f"--fail-above is {fail_above}; name a number of nats")
     if out is not None:
         check_form(out)
+    if plot is not None:
+        check_picture(plot)
     for path in filter(None, (out, plot)):
         check_free(path, force=force)
     one, other = (open_log(run, root=root) for run in (first, second))

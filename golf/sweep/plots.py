@@ -25,6 +25,12 @@ _STEEP = 0.04  # of the steps: where the loss falls from far above all others
 _FLAG = 0.17  # inches a row of flags is high
 
 
+def check_picture(path: Path) -> None:
+    """Raise UsageError unless a picture can be written to `path`; worth asking before a long computation."""
+    if path.suffix not in _SUFFIXES:
+        raise UsageError(f"{path}: no kind of picture ends in '{path.suffix}'; use {', '.join(_SUFFIXES)}")
+
+
 def plot_loss(
     events: Iterable[Mapping[str, Any]], path: Path, *, beside: Mapping[str, Mapping[int, float]] | None = None
 ) -> None:
@@ -196,7 +202,6 @@ def _common_area(one: Any, other: Any) -> float:
 
 
 def _save(figure: Any, path: Path) -> None:
-    if path.suffix not in _SUFFIXES:
-        raise UsageError(f"{path}: no kind of picture ends in '{path.suffix}'; use {', '.join(_SUFFIXES)}")
+    check_picture(path)
     with atomic_path(path) as temp:
         figure.savefig(temp)

@@ -102,3 +102,5 @@ def test_what_cannot_be_compared_is_refused(two: Path, capsys: pytest.CaptureFix
     assert "a and c logged no step in common" in said.err
     assert golf(capsys, "compare", "a", "b", "--root", two, "--out", two / "t.txt").code == 2
     assert golf(capsys, "compare", "a", "b", "--root", two, "--fail-above", "inf").code == 2
+    assert golf(capsys, "compare", "a", "b", "--root", two, "--out", two / "t.md", "--plot", two / "p.gif").code == 2
+    assert not (two / "t.md").exists()
