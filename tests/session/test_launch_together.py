@@ -83,10 +83,7 @@ sys.exit(3)
 """
     assert "rank 1 failed with exit code 3" in str(together(program, processes=2)[0])
     helper = int((tmp_path / "helper").read_text())
-    end = time.monotonic() + 20  # it was sent its signal, and has still to act on it
-    while lives(helper) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not lives(helper)
+    wait_until(lambda: not lives(helper), seconds=20)  # it was sent its signal, and has still to act on it
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
