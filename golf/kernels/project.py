@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from golf.kernels.project_gemm import TILES, can_sum, sum_products
+from golf.kernels.project_gemm import GRAIN, TILES, can_sum, sum_products
 
 APART = "apart"  # a product a map
 STACKED = "stacked"  # one product for all maps of the whole input
@@ -47,8 +47,15 @@ def project_by(ways: Ways, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor
     Outputs of STACKED are slices of longer rows. A gradient that tiles cannot do, being of another dtype or of odd
     sizes, is computed APART.
     """
-    outputs: tuple[Tensor, ...] = _Project.apply(ways, x, *weights)  # type: ignore[no-untyped-call]  # torch leaves it
+    aligned = [_with_whole_columns(weight, x.shape[-1]) for weight in weights]
+    outputs: tuple[Tensor, ...] = _Project.apply(ways, x, *aligned)  # type: ignore[no-untyped-call]  # torch leaves it
     return outputs
+
+
+def _with_whole_columns(weight: Tensor, width: int) -> Tensor:
+    """Let a narrow map read a few more channels, of up to `width`, times zero: rows of odd length are read slowly."""
+    missing = min(-weight.shape[1] % GRAIN, width - weight.shape[1])
+    return F.pad(weight, (0, missing)) if missing else weight
 
 
 class _Project(torch.autograd.Function):

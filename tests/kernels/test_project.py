@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 from golf.kernels.jit import HAS_TRITON
-from golf.kernels.project import APART, STACKED, Ways, fused_project, plain_project, project_by
+from golf.kernels.project import (
+    APART,
+    STACKED,
+    Ways,
+    _with_whole_columns,
+    fused_project,
+    plain_project,
+    project_by,
+)
 from golf.kernels.project_gemm import TILES, can_sum, sum_products
 
 WIDTHS = ((8, 23), (4, 23), (5, 7), (3, 11))  # outputs and channels read; the widest need not come first
@@ -119,3 +127,12 @@ def test_what_tiles_cannot_do_is_computed_apart() -> None:
     x, weights = case()
     found = gradients(project_by(Ways(STACKED, "pair"), x, weights), [x, *weights])
     torch.testing.assert_close(found, gradients(plain_project(x, weights), [x, *weights]))
+
+
+@pytest.mark.parametrize(("columns", "width", "read"), [(12, 64, 16), (16, 64, 16), (5, 7, 7), (1, 64, 8)])
+def test_a_narrow_map_reads_whole_columns(columns: int, width: int, read: int) -> None:
+    weight = torch.randn(3, columns)
+    found = _with_whole_columns(weight, width)
+    assert found.shape == (3, read)
+    assert torch.equal(found[:, :columns], weight)
+    assert not found[:, columns:].any()
