@@ -18,15 +18,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Self
 
 from torch import Tensor
 
+from golf.checkpoint_manifest import DATA_FILE, RESTORE, SUMMARY, Manifest, manifest_paths, read_manifest
 from golf.errors import BadFileError, UsageError
 from golf.files import sha256_file, write_json
 from golf.tensorfile import (
-    HEADER_CAP,
-    parse_header,
     parts_digest,
     read_tensors,
     tensor_names,
@@ -34,39 +33,7 @@ from golf.tensorfile import (
     write_parts,
 )
 
-FORMAT_VERSION = 1
-
 _BOUNDARY = re.compile(r"[A-Za-z0-9_]+")
-_DATA_FILE = re.compile(r"[A-Za-z0-9_]+(-[0-9a-f]{8})?\.safetensors")
-_SUMMARY = "final"  # final.json lies beside the manifests and is none
-_RESTORE = "restore it from a copy or use another boundary"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """All that is known of a checkpoint besides its tensors. `save_checkpoint` fills in the data_ fields."""
-
-    boundary: str  # letters, digits and _; the manifest's file name
-    step: int  # optimizer steps taken
-    elapsed_seconds: float  # on the training clock
-    progress: float  # in [0, 1]
-    lr_multiplier: float
-    looping: bool  # whether these weights were last trained with depth recurrence on
-    recipe: dict[str, Any]  # resolved
-    recipe_digest: str
-    loader: dict[str, Any]  # position of what was consumed
-    seed: int
-    world_size: int
-    averages: dict[str, Any]  # profile descriptor of each average: kind, decay or gamma, origin, count
-    optimizer: dict[str, Any]  # step counters and the like
-    metrics: dict[str, float]
-    parents: list[str]  # digests of the checkpoints this one was made from
-    versions: dict[str, str]
-    dataset_digest: str = ""  # of the shards it was trained on; "" if an earlier golf wrote it
-    format_version: int = FORMAT_VERSION
-    data_file: str = ""
-    data_bytes: int = 0
-    data_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,32 +95,6 @@ def load_checkpoint(path: Path, *, require: Iterable[str] = ()) -> Checkpoint:
     return Checkpoint(manifest, manifest_path)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read a manifest, of whose tensors nothing is verified; BadFileError for anything that is not one."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(HEADER_CAP + 1)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read ({error.strerror})", "check the path") from None
-    values = parse_header(data, path)
-    version = values.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        reason = f"is of format version {version}, this golf reads up to {FORMAT_VERSION}"
-        raise BadFileError(path, reason, "upgrade golf-hotstart")
-    values = {"dataset_digest": "", **values}
-    kinds = get_type_hints(Manifest)
-    if wrong := sorted(kinds.keys() ^ values.keys()):
-        raise BadFileError(path, f"lacks or should not have the field '{wrong[0]}'", _RESTORE)
-    if wrong := [key for key, kind in kinds.items() if not _fits(values[key], kind)]:
-        raise BadFileError(path, f"field '{wrong[0]}' is of the wrong kind", _RESTORE)
-    manifest = Manifest(**values)
-    if manifest.boundary != path.stem:
-        raise BadFileError(path, f"is the manifest of '{manifest.boundary}' by another name", "rename it back")
-    if not _DATA_FILE.fullmatch(manifest.data_file):
-        raise BadFileError(path, f"names {manifest.data_file!r}, which is no tensor file of its run", _RESTORE)
-    return manifest
-
-
 def boundaries(run_folder: Path) -> list[Manifest]:
     """List the manifests of a run, by step and then as training passes them.
 
@@ -162,12 +103,6 @@ def boundaries(run_folder: Path) -> list[Manifest]:
     paths = manifest_paths(run_folder)
     manifests = [_read_consistent(path, lambda found: _check_size(run_folder, found)) for path in paths]
     return sorted(manifests, key=_passing_order)
-
-
-def manifest_paths(folder: Path) -> list[Path]:
-    """Name the manifests in a folder: every *.json file but final.json, which sums up the run."""
-    paths = folder.glob("[!.]*.json")  # a name with a dot in front is a file still being written
-    return sorted(path for path in paths if path.stem != _SUMMARY)
 
 
 def find_checkpoint(spec: str, *, root: Path) -> Path:
@@ -256,7 +191,7 @@ class CheckpointWriter:
 
 
 def _check_names(names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    if wrong := [name for name in names if not _BOUNDARY.fullmatch(name) or name == _SUMMARY]:
+    if wrong := [name for name in names if not _BOUNDARY.fullmatch(name) or name == SUMMARY]:
         raise ValueError(
             f"boundary {wrong[0]!r} may hold letters, digits and _ only, and not be 'final': it names files"
         )
@@ -277,7 +212,7 @@ def _remove_orphans(folder: Path, names: Sequence[str]) -> None:
     own = {*names, *(path.stem for path in manifest_paths(folder))}
     kept = _kept_data(folder)
     for path in folder.glob("*.safetensors"):
-        if path.name not in kept and _DATA_FILE.fullmatch(path.name) and path.stem.partition("-")[0] in own:
+        if path.name not in kept and DATA_FILE.fullmatch(path.name) and path.stem.partition("-")[0] in own:
             path.unlink(missing_ok=True)
 
 
@@ -316,28 +251,16 @@ def _read_consistent(path: Path, check: Callable[[Manifest], None]) -> Manifest:
     return manifest
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is Any:
-        return True
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(entry, get_args(kind)[1]) for entry in value.values())
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(entry, get_args(kind)[0]) for entry in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
 def _check_size(folder: Path, manifest: Manifest) -> None:
     path = folder / manifest.data_file
     try:
         size = path.stat().st_size
     except OSError:
         raise BadFileError(
-            path, f"is missing, though the manifest of '{manifest.boundary}' names it", _RESTORE
+            path, f"is missing, though the manifest of '{manifest.boundary}' names it", RESTORE
         ) from None
     if size != manifest.data_bytes:
-        raise BadFileError(path, f"has {size:,} bytes instead of {manifest.data_bytes:,}", _RESTORE)
+        raise BadFileError(path, f"has {size:,} bytes instead of {manifest.data_bytes:,}", RESTORE)
 
 
 def _verify(manifest_path: Path, manifest: Manifest, require: Iterable[str]) -> None:
@@ -346,9 +269,9 @@ def _verify(manifest_path: Path, manifest: Manifest, require: Iterable[str]) -> 
     try:
         digest = sha256_file(path)
     except OSError as error:
-        raise BadFileError(path, f"cannot be read ({error.strerror})", _RESTORE) from None
+        raise BadFileError(path, f"cannot be read ({error.strerror})", RESTORE) from None
     if digest != manifest.data_sha256:
-        raise BadFileError(path, "does not have the digest in its manifest", _RESTORE)
+        raise BadFileError(path, "does not have the digest in its manifest", RESTORE)
     names = tensor_names(path)
     if missing := [prefix for prefix in require if not any(name.startswith(prefix) for name in names)]:
         raise BadFileError(path, f"has no tensors under {missing[0]}", "use a boundary that stored them")

@@ -12,7 +12,7 @@ from pathlib import Path
 import tomli_w
 from filelock import FileLock, Timeout
 
-from golf.checkpoint import manifest_paths
+from golf.checkpoint_manifest import manifest_paths
 from golf.config import Recipe
 from golf.errors import BadFileError, EnvironmentUnfitError, UsageError
 from golf.files import remove_stale, write_text

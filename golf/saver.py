@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from golf.checkpoint import CheckpointWriter, Manifest
+from golf.checkpoint import CheckpointWriter
+from golf.checkpoint_manifest import Manifest
 from golf.distributed import World
 from golf.errors import NumericalFaultError
 from golf.log import Log

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golf.checkpoint import Checkpoint, find_checkpoint, find_run, load_checkpoint, read_manifest
+from golf.checkpoint import Checkpoint, find_checkpoint, find_run, load_checkpoint
+from golf.checkpoint_manifest import read_manifest
 from golf.config import Recipe
 from golf.data.published import VARIANTS
 from golf.data.shards import Dataset

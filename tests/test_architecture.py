@@ -39,6 +39,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "golf.artifact",
         "golf.averaging",
         "golf.checkpoint",
+        "golf.checkpoint_manifest",
         "golf.data",
         "golf.kernels",
         "golf.optim",

@@ -15,16 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.checkpoint import (
-    FORMAT_VERSION,
-    CheckpointWriter,
-    Manifest,
-    boundaries,
-    find_checkpoint,
-    load_checkpoint,
-    manifest_paths,
-    save_checkpoint,
-)
+from golf.checkpoint import CheckpointWriter, boundaries, find_checkpoint, load_checkpoint, save_checkpoint
+from golf.checkpoint_manifest import FORMAT_VERSION, Manifest, manifest_paths
 from golf.errors import BadFileError, EnvironmentUnfitError, ResourceError, UsageError
 from golf.files import remove_stale, sha256_file, write_bytes
 from tests.children import drain, exit_code_of, running

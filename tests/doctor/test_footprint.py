@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from golf.averaging import Averages
-from golf.checkpoint import load_checkpoint, manifest_paths
+from golf.checkpoint import load_checkpoint
+from golf.checkpoint_manifest import manifest_paths
 from golf.config import Recipe
 from golf.distributed import single_world
 from golf.doctor.footprint import footprint

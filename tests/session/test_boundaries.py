@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.checkpoint import Manifest, boundaries, load_checkpoint
+from golf.checkpoint import boundaries, load_checkpoint
+from golf.checkpoint_manifest import Manifest
 from golf.data.shards import Dataset
 from golf.files import read_json, sha256_file
 from golf.log import read_events

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from golf.artifact.codecs import compress
-from golf.checkpoint import manifest_paths
+from golf.checkpoint_manifest import manifest_paths
 from golf.config import Recipe
 from golf.data.shards import Dataset
 from golf.distributed import single_world

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from golf.averaging import Averages
-from golf.checkpoint import Manifest, find_checkpoint, load_checkpoint, manifest_paths, save_checkpoint
+from golf.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from golf.checkpoint_manifest import Manifest, manifest_paths
 from golf.data.shards import write_shard
 from golf.distributed import single_world
 from golf.errors import BadFileError, InterruptedRunError, UsageError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from golf.checkpoint import manifest_paths
+from golf.checkpoint_manifest import manifest_paths
 from golf.data.shards import Dataset
 from golf.evaluate import Score
 from golf.files import read_json, write_json
