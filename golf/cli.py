@@ -14,6 +14,7 @@ import difflib
 import importlib
 import importlib.util
 import json
+import math
 import os
 import select
 import sys
@@ -156,6 +157,13 @@ def is_launched(processes: int) -> bool:
 def force_option(function: Command) -> Command:
     """Add --force as the argument `force`."""
     return click.option("--force", is_flag=True, help="Replace what is already there.")(function)
+
+
+def check_finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse what no range excludes: nan, which is never reached, and inf."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.")
+    return value
 
 
 def echo_json(value: Any) -> None:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from golf.checkpoint import find_run
 from golf.errors import UsageError
 from golf.files import read_json
-from golf.log import read_events
+from golf.log import read_events, series
 from golf.run_folder import RunFolder
 
 
@@ -18,13 +19,9 @@ class RunLog(NamedTuple):
     events: list[dict[str, Any]]
     final: dict[str, Any]  # empty while it is not finished
 
-    def losses(self) -> dict[int, float]:
-        """Return the training loss of every step that was logged; of one logged twice, as after a resume, the later."""
-        return {event["step"]: event["train_loss"] for event in self.events if event["event"] == "train"}
-
-    def seconds(self) -> dict[int, float]:
-        """Return the training clock after every step that was logged."""
-        return {event["step"]: event["elapsed_seconds"] for event in self.events if event["event"] == "train"}
+    def of_steps(self, key: str) -> dict[int, float]:
+        """Return `key` of every training step that was logged."""
+        return series([event for event in self.events if event["event"] == "train"], key)
 
 
 class Comparison(NamedTuple):
@@ -35,17 +32,19 @@ class Comparison(NamedTuple):
 
 
 def open_log(run: str, *, root: Path) -> RunLog:
-    """Read what RUN, a name in `root` or a run's folder, logged. Raises UsageError if there is no such run."""
-    folder = next((RunFolder(path) for path in (root / run, Path(run)) if (path / "events.jsonl").is_file()), None)
-    if folder is None:
-        raise UsageError(f"no run {run!r} in {root}: neither there nor as a folder is an events.jsonl; name one")
+    """Read what RUN, a name in `root` or a run's folder, logged.
+
+    Raises UsageError if there is no such run, BadFileError if it has no events or others than a run's.
+    """
+    folder = RunFolder(find_run(run, root=root))
     final = read_json(folder.final) if folder.final.exists() else {}
     return RunLog(folder.path.resolve().name, read_events(folder.events), final)
 
 
 def compare_runs(first: RunLog, second: RunLog) -> Comparison:
     """Put the losses of the steps that both logged beside each other. Raises UsageError if there is none."""
-    ours, theirs = first.losses(), second.losses()
+    ours, theirs = (run.of_steps("train_loss") for run in (first, second))
+    seconds = [run.of_steps("elapsed_seconds") for run in (first, second)]
     steps = sorted(ours.keys() & theirs.keys())
     if not steps:
         raise UsageError(
@@ -59,8 +58,8 @@ def compare_runs(first: RunLog, second: RunLog) -> Comparison:
             a: [ours[step] for step in steps],
             b: [theirs[step] for step in steps],
             "difference": apart,
-            f"{a} seconds": [first.seconds()[step] for step in steps],
-            f"{b} seconds": [second.seconds()[step] for step in steps],
+            f"{a} seconds": [seconds[0][step] for step in steps],
+            f"{b} seconds": [seconds[1][step] for step in steps],
         }
     )
     largest = max(range(len(steps)), key=lambda index: abs(apart[index]))

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -131,6 +131,14 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             raise BadFileError(path, f"line {number} is not an event", "remove that line")
         events.append(event)
     return events
+
+
+def series(events: Iterable[Mapping[str, Any]], key: str) -> dict[int, float]:
+    """Return `key` by step, in order, of the events that carry both.
+
+    Of a step logged twice, as after a resume, the later event counts.
+    """
+    return dict(sorted({event["step"]: event[key] for event in events if "step" in event and key in event}.items()))
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -1,25 +1,26 @@
 """Time kernels, steps, the start, checkpoints and evaluation beside the machine's ceilings; compare two results."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from golf.cli import echo_json, force_option, gpus_option, is_launched, json_option, out_option, set_option
+from golf.cli import (
+    check_finite,
+    echo_json,
+    force_option,
+    gpus_option,
+    is_launched,
+    json_option,
+    out_option,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from golf.bench.report import Report
     from golf.bench.suite import Bench
-
-
-def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Refuse what no range excludes: nan, which is never reached, and inf."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no finite number.")
-    return value
 
 
 _PATH = click.Path(path_type=Path)
@@ -31,7 +32,7 @@ _SECONDS = click.option(
     type=click.FloatRange(min=0.001),
     default=0.1,
     show_default=True,
-    callback=_finite,
+    callback=check_finite,
     help="Spent on each form and way.",
 )
 
@@ -224,7 +225,7 @@ def all_(recipe: str, overrides: tuple[str, ...], seconds: float, steps: int, ro
     "--fail-above",
     type=click.FloatRange(min=0),
     metavar="PERCENT",
-    callback=_finite,
+    callback=check_finite,
     help="Exit with 1 if one is that slower.",
 )
 @json_option

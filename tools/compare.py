@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from golf.cli import echo_json, force_option, json_option, out_option
+from golf.cli import check_finite, echo_json, force_option, json_option, out_option
 
 _PATH = click.Path(path_type=Path)
 
@@ -14,7 +14,11 @@ _PATH = click.Path(path_type=Path)
 @click.argument("second", metavar="RUN")
 @click.option("--root", type=_PATH, default=Path("checkpoints"), show_default=True)
 @click.option(
-    "--fail-above", type=click.FloatRange(min=0), metavar="NATS", help="Exit with 1 if a difference is larger."
+    "--fail-above",
+    type=click.FloatRange(min=0),
+    metavar="NATS",
+    callback=check_finite,
+    help="Exit with 1 if a difference is larger.",
 )
 @click.option("--plot", type=_PATH, help="Draw both losses into FILE.png, .svg or .pdf.")
 @out_option("Write the table to .csv, .json or .md.")
@@ -36,13 +40,10 @@ def command(
     runs whether checkpoint and artifact are the same to the byte.
     """
     from golf.comparison import compare_runs, open_log
-    from golf.errors import UsageError
     from golf.files import check_free
     from golf.sweep.plots import check_picture, plot_loss
     from golf.sweep.table import check_form, format_table, table_records, write_table
 
-    if fail_above is not None and not fail_above < float("inf"):
-        raise UsageError(f"--fail-above is {fail_above}; name a number of nats")
     if out is not None:
         check_form(out)
     if plot is not None:
@@ -54,7 +55,7 @@ def command(
     if out is not None:
         write_table(comparison.table, out)
     if plot is not None:
-        plot_loss(one.events, plot, beside={other.name: other.losses()})
+        plot_loss(one.events, plot, beside={other.name: other.of_steps("train_loss")})
     if as_json:
         echo_json({"summary": comparison.summary, "steps": table_records(comparison.table)})
     else:

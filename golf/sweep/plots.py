@@ -15,6 +15,7 @@ import pandas as pd
 from golf.artifact.budget import LIMIT
 from golf.errors import EnvironmentUnfitError, UsageError
 from golf.files import atomic_path
+from golf.log import series
 
 _INK, _SOFT, _GRID = "#1f2933", "#7b8794", "#e9ecef"
 _BLUE, _PALE, _ORANGE, _RED = "#2563a8", "#a9c6e4", "#d9822b", "#b42318"
@@ -42,7 +43,7 @@ def plot_loss(
     picture.
     """
     logged = list(events)
-    train, val = _series(logged, "train_loss"), _series(logged, "val_loss")
+    train, val = series(logged, "train_loss"), series(logged, "val_loss")
     if not train:
         raise UsageError(f"{path}: no event has a step and a train_loss to draw; train for some steps first")
     steps, losses = np.array(list(train)), np.array(list(train.values()))
@@ -94,10 +95,6 @@ def plot_results(table: pd.DataFrame, path: Path, *, control: str | None = None)
         axes.text(LIMIT / 1e6, 1.02, f"{LIMIT:,} bytes", **_above(axes), ha="center", color=_RED, fontsize=9)
     _label_points(axes, points, names, walls=[LIMIT / 1e6] if within else [])
     _save(figure, path)
-
-
-def _series(events: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    return dict(sorted({event["step"]: event[key] for event in events if "step" in event and key in event}.items()))
 
 
 def _boundaries(events: Sequence[Mapping[str, Any]]) -> dict[int, str]:
