@@ -12,9 +12,6 @@ from golf.bench.case import Case, Draw, Inputs, Outputs, Sizes
 from golf.bench.flop import attention_flop
 from golf.bench.measurement import Work
 from golf.bench.synthetic import draw_batch
-from golf.kernels import project
-from golf.kernels.project import APART, STACKED, project_by
-from golf.kernels.project_gemm import TILES
 from golf.kernels.square_mlp import MATMUL, Ways, square_mlp_by
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES, GRAIN
 from golf.model.rotary import rotary_table
@@ -23,12 +20,11 @@ from golf.model.rotary import rotary_table
 def layer_cases(sizes: Sizes) -> list[Case]:
     """Return the cases of a layer of `sizes.config`; of the MLP if it is one for `golf.kernels.square_mlp`."""
     config = sizes.config
-    turns = [_turn("queries", sizes, config.num_heads), _turn("keys", sizes, config.num_kv_heads)]
     is_square = config.activation == "leaky_relu_square" and config.mlp_rank == 0
     return [
         _attention(sizes),
         _project(sizes),
-        *turns,
+        _turn_heads(sizes),
         _exclude(sizes),
         *([_square_mlp(sizes)] if is_square else []),
     ]
@@ -70,31 +66,29 @@ def _project(sizes: Sizes) -> Case:
         outputs: Outputs = form(x["n"], [tensor for name, tensor in x.items() if name != "n"])
         return outputs
 
-    tables = () if sizes.dtype is torch.float32 else tuple(TILES)
-    ways = [project.Ways(forward, backward) for forward in (APART, STACKED) for backward in (APART, *tables)]
-    others = {", ".join(way): partial(call, partial(project_by, way)) for way in ways if way != project.FASTEST}
-
     flop = 2 * sizes.tokens * weights
     input_and_weights = sizes.bytes(dim) + weights * sizes.dtype.itemsize
     backward = Work(moved + input_and_weights, 2 * flop)
-    return Case("project", "project", make, call, Work(moved, flop), backward, others)
+    return Case("project", "project", make, call, Work(moved, flop), backward)
 
 
-def _turn(name: str, sizes: Sizes, heads: int) -> Case:
+def _turn_heads(sizes: Sizes) -> Case:
     config = sizes.config
-    whole = sizes.bytes(heads, config.head_dim)
+    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     cos, sin = (part.to(sizes.dtype) for part in rotary_table(config.rope, sizes.tokens, sizes.device))
-    has_gain = heads == config.num_heads and config.q_gain_init is not None
 
     def make(draw: Draw) -> Inputs:
-        gain = {"gain": draw.parameter(heads)} if has_gain else {}
-        return {"heads": draw.activations(heads, config.head_dim), **gain}
+        gain = {} if config.q_gain_init is None else {"gain": draw.parameter(heads)}
+        counts = {"q": heads, "k": kv_heads, "v": kv_heads}
+        return {name: draw.activations(count, dim) for name, count in counts.items()} | gain
 
     def call(turn_heads: Any, x: Inputs) -> Outputs:
-        return (turn_heads(x["heads"], cos, sin, x.get("gain"), normalize=config.qk_norm),)
+        turned = turn_heads(x["q"], x["k"], x["v"], cos, sin, x.get("gain"), normalize=config.qk_norm)
+        return tuple(turned)
 
-    table = sizes.bytes(config.rope.dims)
-    return Case(f"turn {name}", "turn_heads", make, call, Work(2 * whole + table), Work(3 * whole + table))
+    turned, table = sizes.bytes(heads + kv_heads, dim), sizes.bytes(config.rope.dims)
+    backward = Work(3 * turned + 3 * sizes.bytes(kv_heads, dim) + table)  # v's two gradients become one
+    return Case("turn heads", "turn_heads", make, call, Work(2 * turned + table), backward)
 
 
 def _exclude(sizes: Sizes) -> Case:

@@ -31,7 +31,7 @@ _GROUPS: tuple[tuple[str, str], ...] = (  # the first that is found in a name de
     ("fused linear", r"^_(square|slope)(_product)?(_\d+)?$|linear_leaky"),
     (
         "GEMMs",
-        r"^_sum_products|^triton_tem_|gemm|nvjet|cutlass|cublas|splitK|gemv|^aten::(mm|addmm|bmm|baddbmm|mv|dot)$|mkldnn",
+        r"^triton_tem_|gemm|nvjet|cutlass|cublas|splitK|gemv|^aten::(mm|addmm|bmm|baddbmm|mv|dot)$|mkldnn",
     ),
     ("fills and copies", r"Memcpy|Memset|FillFunctor|fill_|copy|CatArray|^aten::(zero_|cat|clone|index)"),
     ("reductions", r"^_(mix|norm|turn|exclude)(_|$)|reduce_kernel|[nN]orm|^aten::(sum|mean)$"),

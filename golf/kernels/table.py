@@ -27,7 +27,7 @@ from golf.kernels.norm import fused_norm, plain_norm
 from golf.kernels.project import fused_project, plain_project
 from golf.kernels.softcapped_ce import fused_softcapped_cross_entropy, softcapped_cross_entropy
 from golf.kernels.square_mlp import fused_square_mlp, plain_square_mlp
-from golf.kernels.turn_heads import fused_turn_heads, plain_turn_heads
+from golf.kernels.turn_heads import Heads, fused_turn_heads, plain_turn_heads
 
 KernelChoice = Literal["auto", "plain"]
 
@@ -73,7 +73,9 @@ class ProjectFunction(Protocol):
 class TurnFunction(Protocol):
     """See `golf.kernels.turn_heads`."""
 
-    def __call__(self, heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool) -> Tensor: ...
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool
+    ) -> Heads: ...
 
 
 class ExcludeFunction(Protocol):

@@ -1,9 +1,10 @@
 """Heads on their way into attention: RMS norm, rotary embedding (Su et al. 2021, arXiv:2104.09864), gain; in one pass.
 
-B rows, T tokens, H heads, D head size, R turned pairs (2R <= D).
+B rows, T tokens, H query heads, K key/value heads, D head size, R turned pairs (2R <= D).
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +30,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([u * cos + w * sin, w * cos - u * sin, rest], dim=-1)
 
 
-def plain_turn_heads(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool) -> Tensor:
-    """Normalize each of the heads (B, T, H, D) if asked to, turn it by its position, multiply it by its gain (H,).
+class Heads(NamedTuple):
+    """What attention and what follows it take."""
 
-    cos and sin (T, 1, R) and the gain are rounded to the dtype of `heads`, which is the result's.
+    q: Tensor  # (B, T, H, D)
+    k: Tensor  # (B, T, K, D)
+    v: Tensor  # (B, T, K, D)
+    same_v: Tensor  # v, for a second reader: the gradients of both are added up where they are written
+
+
+def plain_turn_heads(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool
+) -> Heads:
+    """Normalize each head of q (B, T, H, D) and k (B, T, K, D) if asked to, and turn it by its position.
+
+    q is multiplied by its `gain` (H,); v (B, T, K, D) passes. cos and sin (T, 1, R) and the gain are rounded to the
+    dtype of the heads, which is the result's.
     """
+    turned_k = _turned(k, cos, sin, None, normalize=normalize)
+    return Heads(_turned(q, cos, sin, gain, normalize=normalize), turned_k, v, v)
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool) -> Tensor:
     x = rms_norm(heads) if normalize else heads
     x = rotate(x, cos.to(x.dtype), sin.to(x.dtype))
     return x if gain is None else x * gain.to(x.dtype)[:, None]
@@ -117,9 +135,15 @@ def _turn_back(
     gain: "Any",  # (H,) or None
     d_heads: "Any",  # (N, H, D)
     partial: "Any",  # (programs * ROWS,), entry i of head i % H
+    of_v: "Any",  # (N, H, D), v's gradients; None: there are fewer
+    of_same_v: "Any",
+    d_v: "Any",  # (N, H, D), their sum
     rows: "Any",  # N * H
-    gradient_stride: "Any",
+    gradient_stride: "Any",  # of a token, as all strides
     stride: "Any",
+    of_v_stride: "Any",
+    of_same_v_stride: "Any",
+    result_stride: "Any",  # in `d_heads` and `d_v`
     tokens: "Any",  # T
     EPS: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -129,7 +153,10 @@ def _turn_back(
     PAIRS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Walk the heads in steps that are a multiple of H rows: a program's i-th row stays with one head."""
+    """Walk the heads in steps that are a multiple of H rows: a program's i-th row stays with one head.
+
+    Keys take the gradients of the values along, which have as many heads.
+    """
     first, second, has_first, has_second = _pairs(SIZE, HALF, PAIRS)
     dtype: tl.constexpr = d_heads.dtype.element_ty
     lane = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -161,9 +188,18 @@ def _turn_back(
             along *= rstd
             scale = factor * rstd
         total += along
-        target = d_heads + row.to(tl.int64) * SIZE
-        tl.store(target + first, (d_u * scale).to(dtype), mask=valid & has_first)
-        tl.store(target + second, (d_w * scale).to(dtype), mask=valid & has_second)
+        result = token.to(tl.int64) * result_stride + head * SIZE
+        tl.store(d_heads + result + first, (d_u * scale).to(dtype), mask=valid & has_first)
+        tl.store(d_heads + result + second, (d_w * scale).to(dtype), mask=valid & has_second)
+        if d_v is not None:
+            channel = tl.arange(0, 2 * PAIRS)[None, :]
+            inside = valid & (channel < SIZE)
+            total_v = tl.load(of_v + token.to(tl.int64) * of_v_stride + head * SIZE + channel, mask=inside, other=0.0)
+            total_v = total_v.to(tl.float32)
+            if of_same_v is not None:
+                more = of_same_v + token.to(tl.int64) * of_same_v_stride + head * SIZE
+                total_v += tl.load(more + channel, mask=inside, other=0.0).to(tl.float32)
+            tl.store(d_v + result + channel, total_v.to(dtype), mask=inside)
     if gain is not None:
         tl.store(partial + lane, total)
 
@@ -183,20 +219,60 @@ def _turn_op(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, norma
 
 @torch.library.custom_op("golf::turn_heads_backward", mutates_args=())
 def _turn_back_op(
-    gradient: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, normalize: bool
+    of_q: Tensor,
+    of_k: Tensor,
+    of_v: Sequence[Tensor],
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    gain: Tensor | None,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the heads and, float32, of the gain: (H,), or (0,) without one."""
+    """Return the gradients of the raw heads from those of the turned ones and the one or two of v.
+
+    They are the queries', keys' and values' heads of one tensor (B, T, H + 2K, D), as one projection had them; then
+    float32, the gain's: (H,), or (0,) without one.
+    """
+    joint, d_gain = _empty_gradients(q, k, gain)
+    if not joint.numel():
+        return joint, d_gain.zero_()
+    d_q, d_k, d_v = joint.split([q.shape[2], k.shape[2], k.shape[2]], dim=2)
+    tables = cos.contiguous(), sin.contiguous()
+    _launch_back(of_q, q, tables, d_q, _contiguous(gain), d_gain, normalize=normalize)
+    _launch_back(of_k, k, tables, d_k, None, None, normalize=normalize, of_v=of_v, d_v=d_v)
+    return joint, d_gain
+
+
+def _launch_back(
+    gradient: Tensor,
+    heads: Tensor,
+    tables: tuple[Tensor, Tensor],
+    result: Tensor,
+    gain: Tensor | None,
+    d_gain: Tensor | None,
+    *,
+    normalize: bool,
+    of_v: Sequence[Tensor] = (),
+    d_v: Tensor | None = None,
+) -> None:
+    """Write the gradient of `heads` into `result` and the gain's into `d_gain`; the sum of v's, `of_v`, into `d_v`."""
     rows, (tokens, count) = heads.shape[:3].numel(), heads.shape[1:3]
-    d_heads = heads.new_empty(heads.shape)
-    if not heads.numel():
-        return d_heads, heads.new_zeros(0 if gain is None else count, dtype=torch.float32)
-    shape = _constants(heads, cos, tile=BACKWARD_TILE, normalize=normalize)
-    tensors = as_tokens(gradient), as_tokens(heads), cos.contiguous(), sin.contiguous(), _contiguous(gain)
+    shape = _constants(heads, tables[0], tile=BACKWARD_TILE, normalize=normalize)
     programs = ceil_div(min(ceil_div(rows, shape["ROWS"]), BACKWARD_PROGRAMS), count) * count
     partial = heads.new_empty(0 if gain is None else programs * shape["ROWS"], dtype=torch.float32)
-    strides = tensors[0].stride(0), tensors[1].stride(0)
-    _turn_back[programs,](*tensors, d_heads, partial, rows, *strides, tokens, **shape, num_warps=WARPS)
-    return d_heads, partial if gain is None else partial.view(-1, count).sum(0)
+    gradient, heads, *of_v = (as_tokens(x) for x in (gradient, heads, *of_v))
+    values = (*of_v, *[None] * (2 - len(of_v)), d_v)
+    strides = [0 if x is None else x.stride(0) for x in (gradient, heads, *values[:2])]
+    sizes = (rows, *strides, result.stride(1), tokens)
+    _turn_back[programs,](gradient, heads, *tables, gain, result, partial, *values, *sizes, **shape, num_warps=WARPS)
+    if d_gain is not None and gain is not None:
+        torch.sum(partial.view(-1, count), 0, out=d_gain)
+
+
+def _empty_gradients(q: Tensor, k: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+    joint = q.new_empty(*q.shape[:2], q.shape[2] + 2 * k.shape[2], q.shape[3])
+    return joint, q.new_empty(0 if gain is None else q.shape[2], dtype=torch.float32)
 
 
 def _contiguous(gain: Tensor | None) -> Tensor | None:
@@ -217,49 +293,75 @@ def _turn_fake(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, nor
 
 @_turn_back_op.register_fake
 def _turn_back_fake(
-    gradient: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, normalize: bool
+    of_q: Tensor,
+    of_k: Tensor,
+    of_v: Sequence[Tensor],
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    gain: Tensor | None,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor]:
-    d_gain = heads.new_empty(0 if gain is None else heads.shape[2], dtype=torch.float32)
-    return heads.new_empty(heads.shape), d_gain
+    return _empty_gradients(q, k, gain)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the raw heads: their root mean squares are sooner computed again than read."""
-    *tensors, ctx.normalize = inputs
-    ctx.save_for_backward(*tensors)
+class _TurnHeads(torch.autograd.Function):
+    """Keeps the raw heads: their root mean squares are sooner computed again than read."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, normalize: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.normalize = normalize
+        ctx.save_for_backward(q, k, cos, sin, gain)
+        turned_k = _turn_op(k, cos, sin, None, normalize)
+        return _turn_op(q, cos, sin, gain, normalize), turned_k, v.view(v.shape), v.view(v.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, of_q: Tensor | None, of_k: Tensor | None, of_v: Tensor | None, of_same_v: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        q, k, cos, sin, gain = ctx.saved_tensors
+        of_q = q.new_zeros(q.shape) if of_q is None else of_q
+        of_k = k.new_zeros(k.shape) if of_k is None else of_k
+        of_values = [x for x in (of_v, of_same_v) if x is not None] or [k.new_zeros(k.shape)]
+        joint, d_gain = _turn_back_op(of_q, of_k, of_values, q, k, cos, sin, gain, ctx.normalize)
+        by_heads = joint.split([q.shape[2], k.shape[2], k.shape[2]], dim=2)
+        return *by_heads, None, None, None if gain is None else d_gain, None
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    heads, cos, sin, gain = ctx.saved_tensors
-    d_heads, d_gain = _turn_back_op(gradient, heads, cos, sin, gain, ctx.normalize)
-    return d_heads, None, None, None if gain is None else d_gain, None
-
-
-_turn_op.register_autograd(_backward, setup_context=_save)
-
-
-def fused_turn_heads(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool) -> Tensor:
+def fused_turn_heads(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool
+) -> Heads:
     """Do what `plain_turn_heads` does, computed in float32 and rounded once; one read, one write.
 
-    The tokens of `heads` (float32, bfloat16, float16) may be slices of longer rows. Gradients of the heads (contiguous)
-    and of the gain; the tables have none, and there are no second derivatives (RuntimeError). Raises ValueError if
-    shapes or dtypes do not fit.
+    The tokens of the heads (float32, bfloat16, float16) may be slices of longer rows. Their gradients are slices of one
+    tensor (B, T, H + 2K, D), so that what projected them from one input can take them as one; the gain has one too, the
+    tables have none, and there are no second derivatives (RuntimeError). Raises ValueError if shapes or dtypes do not
+    fit.
     """
-    _check(heads, cos, sin, gain)
-    out: Tensor = _turn_op(heads, cos, sin, gain, normalize)
-    return out
+    _check(q, k, v, cos, sin, gain)
+    found: tuple[Tensor, ...] = _TurnHeads.apply(q, k, v, cos, sin, gain, normalize)  # type: ignore[no-untyped-call]
+    return Heads(*found)
 
 
-def _check(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None) -> None:
-    if heads.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"heads are {heads.dtype}; the kernel takes float32, bfloat16 and float16")
-    if heads.dim() != 4 or heads.shape[:3].numel() > MAX_HEADS:
-        raise ValueError(f"heads are {tuple(heads.shape)}; (B, T, H, D) with B * T * H <= {MAX_HEADS} is needed")
-    _, tokens, count, size = heads.shape
+def _check(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None) -> None:
+    dtypes = [q.dtype, k.dtype, v.dtype]
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or len(set(dtypes)) > 1:
+        raise ValueError(f"heads are {dtypes}; the kernel takes float32, bfloat16 and float16, one for all")
+    if any(x.dim() != 4 or x.shape[:3].numel() > MAX_HEADS for x in (q, k, v)):
+        shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        raise ValueError(f"heads are {shapes}; (B, T, H, D) with B * T * H <= {MAX_HEADS} is needed")
+    batch, tokens, count, size = q.shape
+    if k.shape != v.shape or k.shape != (batch, tokens, k.shape[2], size):
+        raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit q {tuple(q.shape)}")
     half = cos.shape[-1]
     if cos.shape != (tokens, 1, half) or sin.shape != cos.shape or 2 * half > size:
-        raise ValueError(f"tables {tuple(cos.shape)}, {tuple(sin.shape)} do not fit heads {tuple(heads.shape)}")
-    if any(table.dtype not in (heads.dtype, torch.float32) or table.requires_grad for table in (cos, sin)):
-        raise ValueError(f"tables {cos.dtype}, {sin.dtype} must be {heads.dtype} or float32, and constant")
+        raise ValueError(f"tables {tuple(cos.shape)}, {tuple(sin.shape)} do not fit heads {tuple(q.shape)}")
+    if any(table.dtype not in (q.dtype, torch.float32) or table.requires_grad for table in (cos, sin)):
+        raise ValueError(f"tables {cos.dtype}, {sin.dtype} must be {q.dtype} or float32, and constant")
     if gain is not None and gain.shape != (count,):
         raise ValueError(f"gain is {tuple(gain.shape)}; {count} heads need ({count},)")

@@ -49,12 +49,12 @@ class Attention(nn.Module):
         v = self._heads(hooks.adapt(slot, "v", flat_v, n))
         for part in self.value_parts.values():
             v = part(v, context)
-        q = kernels.turn_heads(self._heads(flat_q), context.cos, context.sin, self.q_gain, normalize=self.qk_norm)
-        k = kernels.turn_heads(k, context.cos, context.sin, None, normalize=self.qk_norm)
+        tables = context.cos, context.sin
+        q, k, v, same_v = kernels.turn_heads(self._heads(flat_q), k, v, *tables, self.q_gain, normalize=self.qk_norm)
         y = kernels.attention(q, k, v, cu_seqlens=context.cu_seqlens, max_seqlen=context.max_seqlen)  # (B, T, H, D)
         gates = None if self.gate is None else self.gate(flat_q, *scores)  # (B, T, H)
         if self.excludes:
-            y = kernels.exclude(y, v, gates)
+            y = kernels.exclude(y, same_v, gates)
         elif gates is not None:
             y = y * gates[..., None]
         y = y.flatten(2)  # (B, T, C)

@@ -21,8 +21,7 @@ CASES = {case.name: case for case in build_cases(SIZES)}
 KEPT = {
     "attention": ("q", "k", "v", "y"),
     "project": ("n", "0", "1", "2", "3"),
-    "turn queries": ("heads",),
-    "turn keys": ("heads",),
+    "turn heads": ("q", "k"),
     "exclude": ("y", "v", "gates"),
     "square mlp": ("n", "fc", "proj"),
     "norm": ("x",),
@@ -35,6 +34,8 @@ KEPT = {
 }
 HIDDEN = 4 * N * 48  # bytes of the MLP's hidden layer, which is kept for observers and for the backward
 TABLE = 4 * N * 4  # bytes of cosines and sines
+EXTRA = {"square mlp": HIDDEN, "turn heads": TABLE}
+PASSED = {"turn heads": {"v"}}  # what is handed on unread
 TINY = {"weights", "gain"}  # parameters that do not grow with the tokens
 
 
@@ -56,11 +57,10 @@ def test_every_operation_of_the_table_has_a_case() -> None:
 @pytest.mark.parametrize("name", KEPT)
 def test_a_forward_reads_its_inputs_and_writes_its_outputs(name: str) -> None:
     inputs, outputs = run(CASES[name])
-    read = size([tensor for key, tensor in inputs.items() if key not in TINY])
-    extra = {"square mlp": HIDDEN, "turn queries": TABLE, "turn keys": TABLE}.get(name, 0)
+    read = size([tensor for key, tensor in inputs.items() if key not in TINY | PASSED.get(name, set())])
     new = [y for y in outputs if all(y is not x for x in inputs.values())]  # what is handed on is not written
     written = 0 if "entropy" in name else size(new)  # losses, one a token, do not count
-    assert CASES[name].forward.bytes == read + written + extra
+    assert CASES[name].forward.bytes == read + written + EXTRA.get(name, 0)
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -70,9 +70,8 @@ def test_a_backward_reads_what_it_needs_and_writes_the_gradients(name: str) -> N
     if name == "add norm":
         gradients = gradients[:1]  # one tensor is the gradient of both
     kept = [outputs[0] if key == "y" and key not in inputs else inputs[key] for key in KEPT[name]]
-    extra = {"square mlp": HIDDEN, "turn queries": TABLE, "turn keys": TABLE}.get(name, 0)
     upstream = 0 if "entropy" in name else size(outputs)
-    assert CASES[name].backward.bytes == upstream + size(kept) + size(gradients) + extra
+    assert CASES[name].backward.bytes == upstream + size(kept) + size(gradients) + EXTRA.get(name, 0)
 
 
 @pytest.mark.parametrize("name", [name for name in KEPT if name != "attention"])
@@ -106,6 +105,6 @@ def test_a_model_without_gates_gain_or_squared_mlp_has_no_such_inputs() -> None:
     cases = {case.name: case for case in build_cases(SIZES._replace(config=recipe.model))}
     draw = Draw(SIZES._replace(config=recipe.model), torch.Generator())
     assert set(cases["exclude"].make(draw)) == {"y", "v"}
-    assert set(cases["turn queries"].make(draw)) == {"heads"}
+    assert set(cases["turn heads"].make(draw)) == {"q", "k", "v"}
     assert len(cases["project"].make(draw)) == 4
     assert "square mlp" not in cases

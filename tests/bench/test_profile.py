@@ -63,7 +63,6 @@ GOLF = {
     "norm": "reductions",
     "softcapped_ce": "cross-entropy",
     "square_mlp": "fused linear",
-    "project_gemm": "GEMMs",
     "square_mlp_gemm": "fused linear",
     "turn_heads": "reductions",
 }

@@ -1,6 +1,6 @@
 """Normalized, turned and gained heads against their formula in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -9,39 +9,43 @@ from torch import Tensor
 
 from golf.kernels import turn_heads
 from golf.kernels.jit import HAS_TRITON
+from golf.kernels.project import join
 from golf.kernels.turn_heads import as_tokens, fused_turn_heads, plain_turn_heads
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1.1920929e-07  # of float32, whatever the heads
 SHAPES = [
-    (2, 5, 3, 8, 2),
-    (1, 423, 3, 6, 0),
-    (2, 3, 3, 7, 2),
-    (1, 3, 2, 6, 3),
-    (1, 9, 8, 64, 8),
-    (3, 1, 1, 1, 0),
-]  # B, T, H, D, R
+    (2, 5, 3, 1, 8, 2),
+    (1, 423, 3, 3, 6, 0),
+    (2, 3, 3, 1, 7, 2),
+    (1, 3, 2, 2, 6, 3),
+    (1, 9, 8, 4, 64, 8),
+    (3, 1, 1, 1, 1, 0),
+]  # B, T, H, K, D, R
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
 shapes = pytest.mark.parametrize("shape", SHAPES)
 normalizes = pytest.mark.parametrize("normalize", [True, False])
 gains = pytest.mark.parametrize("gained", [True, False])
-Shape = tuple[int, int, int, int, int]
+Shape = tuple[int, int, int, int, int, int]
 
 
 class Given(NamedTuple):
     """Float32 inputs; all but the gain's presence random."""
 
-    heads: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
     cos: Tensor
     sin: Tensor
     gain: Tensor | None
-    weight: Tensor  # the gradient that arrives
+    incoming: tuple[Tensor, ...]  # the gradients of turned q and k, and of v twice
 
     def leaves(self, dtype: torch.dtype, *, of_gain: torch.dtype | None = None) -> "Given":
         """Round to a dtype, ask for gradients."""
-        gain = None if self.gain is None else self.gain.to(of_gain or dtype).requires_grad_()
-        heads, cos, sin, weight = (x.to(dtype) for x in (self.heads, self.cos, self.sin, self.weight))
-        return Given(heads.requires_grad_(), cos, sin, gain, weight)
+        gain = None if self.gain is None else self.gain.detach().to(of_gain or dtype).requires_grad_()
+        q, k, v = (x.detach().to(dtype).requires_grad_() for x in self[:3])
+        cos, sin = (x.to(dtype) for x in (self.cos, self.sin))
+        return Given(q, k, v, cos, sin, gain, tuple(x.to(dtype) for x in self.incoming))
 
 
 @pytest.fixture
@@ -53,32 +57,39 @@ def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def given(shape: Shape, *, gained: bool = True) -> Given:
-    batch, tokens, count, size, half = shape
+    batch, tokens, count, kv_count, size, half = shape
     generator = torch.Generator().manual_seed(0)
-    heads, weight = (torch.randn(batch, tokens, count, size, generator=generator) for _ in range(2))
-    angles = torch.rand(tokens, 1, half, generator=generator) * 6
-    gain = torch.randn(count, generator=generator) + 2 if gained else None
-    tensors = (heads, angles.cos(), angles.sin(), gain, weight)
-    return Given(*(None if x is None else x.to(DEVICE) for x in tensors))  # type: ignore[arg-type]  # only the gain may be None
+    counts = (count, kv_count, kv_count, count, kv_count, kv_count, kv_count)
+    q, k, v, *incoming = (torch.randn(batch, tokens, x, size, generator=generator).to(DEVICE) for x in counts)
+    angles = torch.rand(tokens, 1, half, generator=generator).to(DEVICE) * 6
+    gain = (torch.randn(count, generator=generator) + 2).to(DEVICE) if gained else None
+    return Given(q, k, v, angles.cos(), angles.sin(), gain, tuple(incoming))
 
 
-def formula(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool) -> Tensor:
+def formula(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool
+) -> tuple[Tensor, ...]:
     """Turn the complex numbers of channels j and j + R by -angle, in float64."""
+    turned = (turned_by_formula(x, cos, sin, normalize=normalize) for x in (q, k))
+    return next(turned) * (1.0 if gain is None else gain.double()[:, None]), next(turned), v.double(), v.double()
+
+
+def turned_by_formula(heads: Tensor, cos: Tensor, sin: Tensor, *, normalize: bool) -> Tensor:
     x = heads.double()
     if normalize:
         x = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt()
     half = cos.shape[-1]
     turned = torch.complex(x[..., :half], x[..., half : 2 * half]) * torch.complex(cos.double(), -sin.double())
-    x = torch.cat([turned.real, turned.imag, x[..., 2 * half :]], dim=-1)
-    return x if gain is None else x * gain.double()[:, None]
+    return torch.cat([turned.real, turned.imag, x[..., 2 * half :]], dim=-1)
 
 
 def outcome(function: object, case: Given, *, normalize: bool) -> list[Tensor]:
     """Return the values and the gradients of the heads and of the gain."""
     assert callable(function)
-    out = function(case.heads, case.cos, case.sin, case.gain, normalize=normalize)
-    leaves = [case.heads] if case.gain is None else [case.heads, case.gain]
-    return [out.detach(), *torch.autograd.grad(out, leaves, case.weight.to(out.dtype))]
+    out = function(*case[:6], normalize=normalize)
+    leaves = [*case[:3]] if case.gain is None else [*case[:3], case.gain]
+    incoming = [x.to(y.dtype) for x, y in zip(case.incoming, out, strict=True)]
+    return [*(x.detach() for x in out), *torch.autograd.grad(out, leaves, incoming)]
 
 
 def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], *, atol: float = 2e-6) -> None:
@@ -92,17 +103,19 @@ def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], *, atol: fl
 @gains
 def test_the_plain_form_is_the_formula(shape: Shape, normalize: bool, gained: bool) -> None:
     case = given(shape, gained=gained)
-    found = plain_turn_heads(case.heads, case.cos, case.sin, case.gain, normalize=normalize)
-    assert_near([found], [formula(*case[:4], normalize=normalize)])
+    found = plain_turn_heads(*case[:6], normalize=normalize)
+    assert_near(found, formula(*case[:6], normalize=normalize))
 
 
 def test_the_plain_form_rounds_tables_and_gain_to_the_dtype_of_the_heads() -> None:
     case = given(SHAPES[0])
     assert case.gain is not None
-    exact = plain_turn_heads(case.heads.bfloat16(), case.cos, case.sin, case.gain, normalize=True)
-    rounded = [x.bfloat16() for x in (case.heads, case.cos, case.sin, case.gain)]
-    assert exact.dtype == torch.bfloat16
-    assert torch.equal(exact, plain_turn_heads(*rounded, normalize=True))
+    q, k, v = (x.bfloat16() for x in case[:3])
+    exact = plain_turn_heads(q, k, v, case.cos, case.sin, case.gain, normalize=True)
+    rounded = plain_turn_heads(q, k, v, *(x.bfloat16() for x in (case.cos, case.sin, case.gain)), normalize=True)
+    for one, other in zip(exact, rounded, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert torch.equal(one, other)
 
 
 @needs_triton
@@ -119,20 +132,46 @@ def test_the_fused_form_and_its_gradients_are_the_formulas(shape: Shape, normali
 @pytest.mark.usefixtures("short_turns")
 @normalizes
 def test_programs_that_walk_many_tiles_give_the_formulas_gradients(normalize: bool) -> None:
-    case = given((2, 33, 3, 8, 2)).leaves(torch.float32)  # 198 heads: 17 turns of 6 programs of 2 heads
+    case = given((2, 33, 3, 3, 8, 2)).leaves(torch.float32)  # 198 heads: 17 turns of 6 programs of 2 heads
     found = outcome(fused_turn_heads, case, normalize=normalize)
     assert_near(found, outcome(formula, case, normalize=normalize), atol=1e-5)
 
 
+def projected(case: Given) -> Given:
+    """Return the case with heads that are slices of longer rows."""
+    row = torch.cat([case.q[:, :, :1], case.q, case.k, case.v], dim=2).detach()
+    _, *heads = row.split([1, case.q.shape[2], case.k.shape[2], case.k.shape[2]], dim=2)
+    q, k, v = (x.requires_grad_() for x in heads)
+    assert not any(x.is_contiguous() for x in heads)
+    return case._replace(q=q, k=k, v=v)
+
+
 @needs_triton
 def test_heads_may_be_slices_of_a_projection() -> None:
-    case = given((2, 5, 3, 8, 2))
-    projection = torch.randn(2, 5, 5, 8, device=DEVICE)
-    projection[:, :, 1:4] = case.heads
-    heads = projection[:, :, 1:4].detach().requires_grad_()
-    assert heads.stride() == (200, 40, 8, 1)
-    sliced = outcome(fused_turn_heads, case.leaves(torch.float32)._replace(heads=heads), normalize=True)
-    assert_near(sliced, outcome(formula, case.leaves(torch.float32), normalize=True), atol=1e-5)
+    case = given((2, 5, 3, 1, 8, 2)).leaves(torch.float32)
+    sliced = outcome(fused_turn_heads, projected(case), normalize=True)
+    assert_near(sliced, outcome(formula, case, normalize=True), atol=1e-5)
+
+
+@needs_triton
+def test_the_gradients_of_the_heads_are_slices_of_one_tensor() -> None:
+    case = projected(given((2, 5, 3, 2, 8, 2)).leaves(torch.float32))
+    out = fused_turn_heads(*case[:6], normalize=True)
+    of_q, of_k, of_v = (x.flatten(2) for x in torch.autograd.grad(out, case[:3], case.incoming))
+    assert join([of_q, of_k, of_v]).data_ptr() == of_q.data_ptr()
+
+
+@needs_triton
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (3,), (0, 1), (1, 2, 3)])
+def test_what_nothing_reads_has_no_part_in_the_gradients(used: tuple[int, ...]) -> None:
+    case = given((2, 5, 3, 1, 8, 2)).leaves(torch.float32)
+    gradients = []
+    for function in (fused_turn_heads, formula):
+        out = function(*case[:6], normalize=True)
+        leaves = [*case[:3], case.gain]
+        incoming = [case.incoming[i].to(out[i].dtype) for i in used]
+        gradients.append(torch.autograd.grad([out[i] for i in used], leaves, incoming, materialize_grads=True))  # type: ignore[arg-type]  # the gain is there
+    assert_near(*gradients, atol=1e-5)
 
 
 def test_regular_tokens_are_not_copied() -> None:
@@ -150,15 +189,15 @@ def test_irregular_tokens_are_copied(order: tuple[int, ...]) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("arrangement", ["transposed", "expanded", "strided"])
-def test_the_gradient_that_arrives_may_lie_anyhow(arrangement: str) -> None:
-    case = given((2, 5, 3, 8, 2)).leaves(torch.float32)
-    weight = {
-        "transposed": case.weight.transpose(1, 3).contiguous().transpose(1, 3),
-        "expanded": case.weight[:1, :1, :1, :1].expand_as(case.weight),
-        "strided": case.weight.repeat(1, 1, 2, 1)[:, :, :3],
+def test_the_gradients_that_arrive_may_lie_anyhow(arrangement: str) -> None:
+    case = given((2, 5, 3, 2, 8, 2)).leaves(torch.float32)
+    arrange: Callable[[Tensor], Tensor] = {
+        "transposed": lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
+        "expanded": lambda x: x[:1, :1, :1, :1].expand_as(x),
+        "strided": lambda x: x.repeat(1, 1, 2, 1)[:, :, : x.shape[2]],
     }[arrangement]
-    assert not weight.is_contiguous()
-    case = case._replace(weight=weight)
+    case = case._replace(incoming=tuple(arrange(x) for x in case.incoming))
+    assert not any(x.is_contiguous() for x in case.incoming)
     found = outcome(fused_turn_heads, case, normalize=True)
     assert_near(found, outcome(formula, case, normalize=True), atol=1e-5)
 
@@ -167,65 +206,62 @@ def test_the_gradient_that_arrives_may_lie_anyhow(arrangement: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @normalizes
 def test_the_fused_error_is_at_most_twice_the_plain_forms(dtype: torch.dtype, normalize: bool) -> None:
-    case = given((2, 33, 3, 16, 4)).leaves(dtype, of_gain=torch.float32)
-    exact_case = Given(*(x.detach().to(dtype).double() for x in case if x is not None)).leaves(torch.float64)
+    case = given((2, 33, 3, 1, 16, 4)).leaves(dtype, of_gain=torch.float32)
+    exact_case = case.leaves(dtype).leaves(torch.float64)
     exact = outcome(formula, exact_case, normalize=normalize)
     plain, fused = (outcome(f, case, normalize=normalize) for f in (plain_turn_heads, fused_turn_heads))
-    assert [x.dtype for x in fused] == [dtype, dtype, torch.float32]
-    for reference, one, other in zip(exact, plain, fused, strict=True):
+    assert [x.dtype for x in fused] == [*[dtype] * 7, torch.float32]
+    for i, (reference, one, other) in enumerate(zip(exact, plain, fused, strict=True)):
         scale = float(reference.double().norm())
         allowed, found = (float((x.double() - reference.double()).norm()) / scale for x in (one, other))
-        assert 0 < found <= 2 * allowed
+        assert found <= 2 * allowed
+        assert found > 0 or i in (2, 3)  # v itself passes
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_values_and_gradients_are_rounded_once(dtype: torch.dtype) -> None:
-    case = given((2, 33, 3, 8, 2))
-    low = case.leaves(dtype)
-    high = Given(*(x.detach() for x in low if x is not None)).leaves(torch.float32)
-    found, exact = (outcome(fused_turn_heads, x, normalize=True) for x in (low, high))
-    assert torch.equal(found[0], exact[0].to(dtype))
-    assert torch.equal(found[1], exact[1].to(dtype))
+    low = given((2, 33, 3, 1, 8, 2)).leaves(dtype)
+    found, exact = (outcome(fused_turn_heads, x, normalize=True) for x in (low, low.leaves(torch.float32)))
+    for one, other in zip(found[:7], exact[:7], strict=True):
+        assert torch.equal(one, other.to(dtype))
 
 
 @needs_triton
 def test_float32_tables_and_gain_are_rounded_to_the_dtype_of_the_heads() -> None:
-    case = given((2, 5, 3, 8, 2))
-    low = Given(*(x.bfloat16() for x in case if x is not None))
-    assert case.gain is not None
-    exact = Given(low.heads.requires_grad_(), case.cos, case.sin, case.gain.requires_grad_(), low.weight)
-    first = outcome(fused_turn_heads, exact, normalize=True)
-    second = outcome(fused_turn_heads, low.leaves(torch.bfloat16), normalize=True)
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
-    assert torch.equal(first[2].bfloat16(), second[2])
+    case = given((2, 5, 3, 1, 8, 2))
+    low = case.leaves(torch.bfloat16)
+    exact = case.leaves(torch.bfloat16, of_gain=torch.float32)._replace(cos=case.cos, sin=case.sin)
+    first, second = (outcome(fused_turn_heads, x, normalize=True) for x in (exact, low))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.bfloat16(), other)
 
 
 @needs_triton
 def test_zero_heads_stay_zero_and_have_the_formulas_gradients() -> None:
-    case = given((1, 5, 3, 8, 2))
-    zero = case._replace(heads=torch.zeros_like(case.heads)).leaves(torch.float32)
+    case = given((1, 5, 3, 1, 8, 2))
+    zero = case._replace(q=torch.zeros_like(case.q), k=torch.zeros_like(case.k)).leaves(torch.float32)
     found = outcome(fused_turn_heads, zero, normalize=True)
-    assert torch.equal(found[0], torch.zeros_like(found[0]))
+    assert not any(x.any() for x in found[:2])
     assert_near(found, outcome(formula, zero, normalize=True))
 
 
 @needs_triton
-@pytest.mark.parametrize("shape", [(0, 5, 3, 8, 2), (2, 0, 3, 8, 2)])
+@pytest.mark.parametrize("shape", [(0, 5, 3, 1, 8, 2), (2, 0, 3, 1, 8, 2)])
 def test_no_tokens_launch_nothing_and_the_gradient_of_the_gain_is_zero(
     shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turn_heads, "_turn", None)
     monkeypatch.setattr(turn_heads, "_turn_back", None)
-    out, d_heads, d_gain = outcome(fused_turn_heads, given(shape).leaves(torch.float32), normalize=True)
-    assert out.shape == d_heads.shape == shape[:4]
+    case = given(shape).leaves(torch.float32)
+    *found, d_gain = outcome(fused_turn_heads, case, normalize=True)
+    assert [x.shape for x in found] == [x.shape for x in (*case[:3], case.v, *case[:3])]
     assert torch.equal(d_gain, torch.zeros_like(d_gain))
 
 
 @needs_triton
 def test_tables_and_gain_may_lie_anyhow() -> None:
-    case = given((2, 5, 3, 8, 2)).leaves(torch.float32)
+    case = given((2, 5, 3, 1, 8, 2)).leaves(torch.float32)
     assert case.gain is not None
     cos, sin = (x.transpose(0, 2).contiguous().transpose(0, 2) for x in (case.cos, case.sin))
     gain = torch.stack([case.gain.detach(), case.gain.detach()], dim=1)[:, 0].requires_grad_()
@@ -234,55 +270,54 @@ def test_tables_and_gain_may_lie_anyhow() -> None:
     assert_near(found, outcome(formula, case, normalize=True), atol=1e-5)
 
 
-@needs_triton
-def test_the_gradient_of_a_slice_is_contiguous() -> None:
-    case = given((2, 5, 6, 8, 2), gained=False)
-    heads = case.heads[:, :, :3].requires_grad_()
-    out = turn_heads._turn_back_op(case.weight[:, :, 3:], heads, case.cos, case.sin, None, True)
-    assert out[0].stride() == (120, 24, 8, 1)
-
-
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes 20 GB")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes 30 GB")
 def test_channels_beyond_two_to_the_31_are_right() -> None:
     heads = torch.randn(1, 2**20 + 3, 8, 256, dtype=torch.bfloat16, device=DEVICE)
     angles = torch.rand(2**20 + 3, 1, 8, device=DEVICE) * 6
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
-    d_heads, _ = turn_heads._turn_back_op(heads, heads, cos, sin, None, True)
-    found = [fused_turn_heads(heads, cos, sin, None, normalize=True), d_heads]
-    tail = Given(heads[:, -3:], cos[-3:], sin[-3:], None, heads[:, -3:]).leaves(torch.float32)
-    for one, other in zip(found, outcome(formula, tail, normalize=True), strict=True):
+    short = heads[:, :, :1]
+    joint, _ = turn_heads._turn_back_op(heads, short, [short], heads, short, cos, sin, None, True)
+    found = [fused_turn_heads(heads, short, short, cos, sin, None, normalize=True)[0], joint[:, :, :8]]
+    q, k = (x[:, -3:].float().requires_grad_() for x in (heads, short))
+    expected = fused_turn_heads(q, k, k, cos[-3:], sin[-3:], None, normalize=True)[0]
+    (gradient,) = torch.autograd.grad(expected, q, heads[:, -3:].float())
+    for one, other in zip(found, (expected.detach(), gradient), strict=True):
         torch.testing.assert_close(one[:, -3:].double(), other.double(), rtol=2**-8, atol=1e-4)
 
 
 @needs_triton
 @gains
 def test_the_operators_pass_torchs_checks(gained: bool) -> None:
-    case = given((2, 3, 3, 6, 2), gained=gained).leaves(torch.float32)
-    torch.library.opcheck(turn_heads._turn_op, (*case[:4], True))
-    fixed = [None if x is None else x.detach() for x in (case.weight, *case[:4])]
-    torch.library.opcheck(turn_heads._turn_back_op, (*fixed, True))
+    case = given((2, 3, 3, 1, 6, 2), gained=gained)
+    torch.library.opcheck(turn_heads._turn_op, (case.q, *case[3:6], True))
+    for of_v in (case.incoming[2:], case.incoming[3:]):
+        given_back = (*case.incoming[:2], list(of_v), case.q, case.k, *case[3:6], True)
+        torch.library.opcheck(turn_heads._turn_back_op, given_back)
 
 
 @needs_triton
 def test_a_second_derivative_is_refused() -> None:
-    case = given((1, 3, 3, 6, 2)).leaves(torch.float32)
-    out = fused_turn_heads(*case[:4], normalize=True)
-    (first,) = torch.autograd.grad(out.square().sum(), case.heads, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
+    case = given((1, 3, 3, 1, 6, 2)).leaves(torch.float32)
+    out = fused_turn_heads(*case[:6], normalize=True)
+    (first,) = torch.autograd.grad(out.q.square().sum(), case.q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
 
 @pytest.mark.parametrize(
     ("name", "replacement", "message"),
     [
-        ("heads", torch.zeros(2, 5, 3, 8, dtype=torch.float64), "float64"),
-        ("heads", torch.zeros(5, 3, 8), r"\(B, T, H, D\)"),
-        ("heads", torch.zeros(1, 1, 1, 1).expand(1, 2**20, 2**11, 8), "1073741824"),
-        ("heads", torch.zeros(2, 5, 3, 3), "do not fit"),
-        ("cos", torch.zeros(4, 1, 2), "do not fit"),
-        ("cos", torch.zeros(5, 3, 2), "do not fit"),
-        ("sin", torch.zeros(5, 1, 3), "do not fit"),
+        ("q", torch.zeros(2, 5, 3, 8, dtype=torch.float64), "float64"),
+        ("v", torch.zeros(2, 5, 1, 8).bfloat16(), "bfloat16"),
+        ("q", torch.zeros(5, 3, 8), r"\(B, T, H, D\)"),
+        ("q", torch.zeros(1, 1, 1, 1).expand(1, 2**20, 2**11, 8), "1073741824"),
+        ("k", torch.zeros(2, 5, 2, 8), "do not fit q"),
+        ("v", torch.zeros(2, 4, 1, 8), "do not fit q"),
+        ("q", torch.zeros(2, 5, 3, 3), "do not fit q"),
+        ("cos", torch.zeros(4, 1, 2), "do not fit heads"),
+        ("cos", torch.zeros(5, 3, 2), "do not fit heads"),
+        ("sin", torch.zeros(5, 1, 3), "do not fit heads"),
         ("cos", torch.zeros(5, 1, 2).bfloat16(), "bfloat16"),
         ("sin", torch.zeros(5, 1, 2).requires_grad_(), "constant"),
         ("gain", torch.zeros(4), r"\(3,\)"),
@@ -290,6 +325,12 @@ def test_a_second_derivative_is_refused() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, replacement: Tensor, message: str) -> None:
-    case = given((2, 5, 3, 8, 2))._replace(**{name: replacement})
+    case = given((2, 5, 3, 1, 8, 2))._replace(**{name: replacement})  # type: ignore[arg-type]  # none is `incoming`
     with pytest.raises(ValueError, match=message):
-        fused_turn_heads(*case[:4], normalize=True)
+        fused_turn_heads(*case[:6], normalize=True)
+
+
+def test_tables_for_more_channels_than_a_head_has_are_refused() -> None:
+    case = given((2, 5, 3, 1, 3, 0))
+    with pytest.raises(ValueError, match="do not fit heads"):
+        fused_turn_heads(*case[:3], torch.zeros(5, 1, 2), torch.zeros(5, 1, 2), None, normalize=True)

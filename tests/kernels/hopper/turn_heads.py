@@ -1,4 +1,4 @@
-"""The launches of `fused_turn_heads` for a record's queries (gained) and keys."""
+"""The launches of `fused_turn_heads` for a record's queries (gained), and for its keys, which take the values along."""
 
 from typing import Any
 
@@ -7,31 +7,30 @@ from golf.kernels.turn_heads import BACKWARD_TILE, FORWARD_TILE, WARPS, _turn, _
 from tests.kernels.hopper.build import Case
 
 SIZE, HALF = 64, 8
+FLOATS = ("gain", "partial")
+SIZES = ("rows", "stride", "tokens", "gradient_stride", "of_v_stride", "of_same_v_stride", "result_stride")
 
 
-def _case(name: str, kernel: Any, pointers: list[str], sizes: list[str], *, tile: int, **choice: Any) -> Case:
-    """Name tensors and sizes as the kernel does; `choice`: dtype, heads, gain."""
-    kinds = {pointer: f"*{choice['dtype']}" for pointer in pointers} | {"gain": "*fp32", "partial": "*fp32"}
-    kinds = {name: kinds[name] for name in kernel.arg_names if name in kinds} | dict.fromkeys(sizes, "i32")
-    constants = {"EPS": EPS, "NORMALIZE": True, "HEADS": choice["heads"], "SIZE": SIZE, "HALF": HALF}
-    constants |= {"PAIRS": SIZE // 2, "ROWS": tile // SIZE} | ({} if choice["gain"] else {"gain": None})
-    signature = {name: "constexpr" if name in constants else kinds[name] for name in kernel.arg_names}
-    return Case(f"{name} of {choice['heads']} heads, {choice['dtype']}", kernel, signature, constants, num_warps=WARPS)
+def _case(name: str, kernel: Any, dtype: str, heads: int, missing: tuple[str, ...], *, tile: int) -> Case:
+    constants: dict[str, Any] = {"EPS": EPS, "NORMALIZE": True, "HEADS": heads, "SIZE": SIZE, "HALF": HALF}
+    constants |= {"PAIRS": SIZE // 2, "ROWS": tile // SIZE} | dict.fromkeys(missing)
+    kinds = dict.fromkeys(SIZES, "i32") | dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(constants, "constexpr")
+    signature = {argument: kinds.get(argument, f"*{dtype}") for argument in kernel.arg_names}
+    constants = {argument: value for argument, value in constants.items() if argument in signature}
+    return Case(f"{name} of {heads} heads, {dtype}", kernel, signature, constants, num_warps=WARPS)
 
 
-def _cases(dtype: str, *, heads: int, gain: bool) -> list[Case]:
-    forward = ["heads", "cos", "sin", "out"]
-    backward = ["gradient", "heads", "cos", "sin", "d_heads"]
-    sizes = ["rows", "stride", "tokens"]
-    choice = {"dtype": dtype, "heads": heads, "gain": gain}
+def _cases(dtype: str, *, heads: int, missing: tuple[str, ...] = ()) -> list[Case]:
+    forward = tuple(name for name in missing if name in _turn.arg_names)
     return [
-        _case("turn_heads", _turn, forward, sizes, tile=FORWARD_TILE, **choice),
-        _case("turn_heads_backward", _turn_back, backward, [*sizes, "gradient_stride"], tile=BACKWARD_TILE, **choice),
+        _case("turn_heads", _turn, dtype, heads, forward, tile=FORWARD_TILE),
+        _case("turn_heads_backward", _turn_back, dtype, heads, missing, tile=BACKWARD_TILE),
     ]
 
 
 CASES = [
-    *_cases("bf16", heads=8, gain=True),
-    *_cases("bf16", heads=4, gain=False),
-    *_cases("fp32", heads=8, gain=True),
+    *_cases("bf16", heads=8, missing=("of_v", "of_same_v", "d_v")),
+    *_cases("bf16", heads=4, missing=("gain",)),
+    *_cases("bf16", heads=4, missing=("gain", "of_same_v")),
+    *_cases("fp32", heads=8, missing=("of_v", "of_same_v", "d_v")),
 ]
