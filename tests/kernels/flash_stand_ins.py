@@ -164,6 +164,7 @@ def flash3_forward(*given: Any) -> tuple[Tensor, ...]:
     named = name_arguments(torch.ops.flash_attn_3.fwd, given)
     q, k, v = (named[name] for name in "qkv")
     assert named["num_splits"] == 1
+    assert named["pack_gqa"] is False
     assert named["window_size_left"] == named["window_size_right"] == -1
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32).t()
     flash4_forward(q, k, v, out=out, lse=lse, **shared(named))
@@ -173,6 +174,8 @@ def flash3_forward(*given: Any) -> tuple[Tensor, ...]:
 def flash3_backward(*given: Any) -> tuple[Tensor, ...]:
     named = name_arguments(torch.ops.flash_attn_3.bwd, given)
     q, k, v, out, dout, lse = (named[name] for name in ("q", "k", "v", "out", "dout", "softmax_lse"))
+    assert q.shape == k.shape  # else it adds up in memory
+    assert lse.is_contiguous()
     flash4_backward(q, k, v, out, dout, lse, dq=named["dq"], dk=named["dk"], dv=named["dv"], **shared(named))
     return tuple(q.new_empty(0) for _ in range(5))
 
