@@ -5,7 +5,9 @@ replay is one start. A recording has its own memory and fixed inputs: it serves 
 change in place.
 """
 
-from collections.abc import Callable, Hashable
+import contextlib
+import gc
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -60,7 +62,7 @@ class Recorder(Generic[Key]):
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads read and save meanwhile: what they ask of CUDA is no part of it.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with _no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = self.function(batch, key)
         except torch.OutOfMemoryError:
             raise
@@ -70,6 +72,18 @@ class Recorder(Generic[Key]):
                 f"the work of a batch cannot be recorded as a CUDA graph ({told}); set run.cuda_graphs=false"
             ) from error
         return _Recording(graph, batch, result)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave garbage alone: if it holds what is CUDA's, such as older recordings, freeing it breaks the recording."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def can_record(config: RunConfig, kernels: Kernels, device: torch.device) -> bool:

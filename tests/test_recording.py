@@ -1,6 +1,7 @@
 """A recorded function of a batch gives what the function gives; on a GPU only, there is nothing to record without."""
 
 import contextlib
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,6 +41,26 @@ def test_what_is_not_recorded_is_computed_each_time() -> None:
     assert [int(recorder(batch, key)) for key in "aab"] == 3 * [int(batch.tokens.sum())]
     assert seen == ["a", "a", "b"]
     assert recorder.unrecorded == 0
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_no_garbage_is_collected_while_a_batch_is_recorded(monkeypatch: pytest.MonkeyPatch, breaks: bool) -> None:
+    collects: list[bool] = []
+
+    def function(batch: Batch, _: None) -> Tensor:
+        collects.append(gc.isenabled())
+        if breaks and len(collects) == 2:
+            raise RuntimeError("no")
+        return batch.tokens.sum()
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    recorder = Recorder(function, CPU, records=True)
+    with pytest.raises(EnvironmentUnfitError) if breaks else contextlib.nullcontext():
+        recorder(pico_batch(1, 32), None)
+    assert collects == [True, False]  # computed, recorded
+    assert gc.isenabled()
 
 
 def test_only_a_gpu_records_and_not_with_the_attention_that_looks_at_lengths() -> None:

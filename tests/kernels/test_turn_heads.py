@@ -280,7 +280,7 @@ def test_channels_beyond_two_to_the_31_are_right() -> None:
     joint, _ = turn_heads._turn_back_op(heads, short, [short], heads, short, cos, sin, None, True)
     found = [fused_turn_heads(heads, short, short, cos, sin, None, normalize=True)[0], joint[:, :, :8]]
     q, k = (x[:, -3:].float().requires_grad_() for x in (heads, short))
-    expected = fused_turn_heads(q, k, k, cos[-3:], sin[-3:], None, normalize=True)[0]
+    expected = fused_turn_heads(q, k, k, cos[-3:].float(), sin[-3:].float(), None, normalize=True)[0]
     (gradient,) = torch.autograd.grad(expected, q, heads[:, -3:].float())
     for one, other in zip(found, (expected.detach(), gradient), strict=True):
         torch.testing.assert_close(one[:, -3:].double(), other.double(), rtol=2**-8, atol=1e-4)
