@@ -1,11 +1,11 @@
 """Linear, squared leaky ReLU, linear (squared ReLU: Primer, arXiv:2109.08668) as one operation.
 
 M tokens, C model dim, F hidden width. z = n fc^T, hidden = phi(z), y = hidden proj^T, with phi(z) = z^2 above zero and
-(slope z)^2 below. The backward does not keep z: phi'(z) is 2 sqrt(hidden) above zero and -2 |slope| sqrt(hidden) below,
-so `hidden` and a bit a unit suffice, and half of hidden's relative rounding is all that this costs.
+(slope z)^2 below; y is added to a residual stream where there is one. The backward does not keep z: phi'(z) is
+2 sqrt(hidden) above zero and -2 |slope| sqrt(hidden) below, so `hidden` and a bit a unit suffice, and half of hidden's
+relative rounding is all that this costs.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from golf.kernels.add_product import add_in_place, as_rows, can_take
 from golf.kernels.jit import ceil_div, jit, tl
 from golf.kernels.leaky_relu_square import leaky_relu_square
 from golf.kernels.square_mlp_gemm import (
@@ -45,13 +46,17 @@ POINTWISE_WORDS = 128  # a program, of 32 elements each
 POINTWISE_WARPS = 4
 
 
-def plain_square_mlp(n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]:
+def plain_square_mlp(
+    n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float, onto: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return y (..., C_out) and hidden (..., F) of n (..., C), fc (F, C) and proj (C_out, F), all of one dtype.
 
+    A stream to add y `onto`, (..., C_out), is spent: whoever hands it over reads it no more, nor has autograd kept it.
     `hidden` is there to be observed: no gradient flows through it.
     """
     hidden = leaky_relu_square(F.linear(n, fc), negative_slope=negative_slope)
-    return F.linear(hidden, proj), hidden.detach()
+    y = F.linear(hidden, proj)
+    return y if onto is None else onto + y, hidden.detach()
 
 
 @jit
@@ -97,20 +102,24 @@ def _slope(
     tl.store(h + at, dz.to(h.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("golf::square_mlp", mutates_args=())
-def _forward_op(
-    n: Tensor, fc: Tensor, proj: Tensor, negative_slope: float, forward: str, backward: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y (M, C_out), hidden (M, F) and the packed signs of z (M, F / 32, rounded up)."""
+@torch.library.custom_op("golf::square_mlp_hidden", mutates_args=())
+def _hidden_op(n: Tensor, fc: Tensor, negative_slope: float, way: str) -> tuple[Tensor, Tensor]:
+    """Return hidden (M, F) and the packed signs of z (M, F / 32, rounded up)."""
     signs = n.new_empty(len(n), ceil_div(len(fc), WORD), dtype=torch.int32)
-    if forward == MATMUL:
+    if way == MATMUL:
         hidden = n @ fc.T
         _pass_over(_square, [hidden, signs], negative_slope**2)
     else:
         hidden = n.new_empty(len(n), len(fc))
         if hidden.numel():
-            square_product(n, fc, hidden, signs, negative_slope=negative_slope, tiles=FORWARD_TILES[forward])
-    return hidden @ proj.T, hidden, signs
+            square_product(n, fc, hidden, signs, negative_slope=negative_slope, tiles=FORWARD_TILES[way])
+    return hidden, signs
+
+
+@_hidden_op.register_fake
+def _(n: Tensor, fc: Tensor, negative_slope: float, way: str) -> tuple[Tensor, Tensor]:
+    tokens, width = n.shape[0], fc.shape[0]  # len() would fix a number that may vary
+    return n.new_empty(tokens, width), n.new_empty(tokens, ceil_div(width, WORD), dtype=torch.int32)
 
 
 @torch.library.custom_op("golf::square_mlp_backward", mutates_args=())
@@ -158,15 +167,6 @@ def _pass_over(kernel: Any, tensors: Sequence[Tensor], number: float) -> None:
         kernel[grid,](*tensors, *sizes, POINTWISE_WORDS, num_warps=POINTWISE_WARPS)
 
 
-@_forward_op.register_fake
-def _forward_fake(
-    n: Tensor, fc: Tensor, proj: Tensor, negative_slope: float, forward: str, backward: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, width, outputs = n.shape[0], fc.shape[0], proj.shape[0]  # len() would fix a number that may vary
-    signs = n.new_empty(tokens, ceil_div(width, WORD), dtype=torch.int32)
-    return n.new_empty(tokens, outputs), n.new_empty(tokens, width), signs
-
-
 @_backward_op.register_fake
 def _backward_fake(
     dy: Tensor,
@@ -182,34 +182,54 @@ def _backward_fake(
     return [x.new_empty(x.shape) for x, is_wanted in zip((n, fc, proj), wanted, strict=True) if is_wanted]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    n, fc, proj, ctx.negative_slope, _, ctx.way = inputs
-    _, hidden, signs = output
-    ctx.mark_non_differentiable(hidden, signs)
-    ctx.set_materialize_grads(False)  # nobody reads the 400 MB of zeros that would stand for hidden's
-    ctx.save_for_backward(n, fc, proj, hidden, signs)
+class _SquareMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, n: Tensor, fc: Tensor, proj: Tensor, onto: Tensor | None, negative_slope: float, ways: Ways
+    ) -> tuple[Tensor, Tensor]:
+        leading = n.shape[:-1]
+        rows, fc, proj = (x.contiguous() for x in (as_rows(n), fc, proj))
+        hidden, signs = _hidden_op(rows, fc, negative_slope, ways.forward)
+        shown = hidden.view(*leading, len(fc))
+        ctx.negative_slope, ctx.way = negative_slope, ways.backward
+        ctx.set_materialize_grads(False)  # nobody reads the 400 MB of zeros that would stand for hidden's
+        ctx.mark_non_differentiable(shown)
+        ctx.save_for_backward(rows, fc, proj, hidden, signs)
+        if onto is None:
+            return F.linear(shown, proj), shown
+        ctx.mark_dirty(onto)
+        add_in_place(onto, hidden, proj)
+        return onto, shown
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 6
+        rows, *others = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        found = iter(_backward_op(as_rows(dy), rows, *others, ctx.negative_slope, ctx.way, wanted))
+        by_n, by_fc, by_proj = (next(found) if is_wanted else None for is_wanted in wanted)
+        by_n = None if by_n is None else by_n.view(*dy.shape[:-1], rows.shape[1])
+        return by_n, by_fc, by_proj, dy if ctx.needs_input_grad[3] else None, None, None
 
 
-def _backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad[:3]
-    found = iter(_backward_op(dy, *ctx.saved_tensors, ctx.negative_slope, ctx.way, wanted))
-    return (*(next(found) if is_wanted else None for is_wanted in wanted), None, None, None)
-
-
-_forward_op.register_autograd(_backward, setup_context=_save)
-
-
-def fused_square_mlp(n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]:
+def fused_square_mlp(
+    n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float, onto: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Do what `plain_square_mlp` does, keeping `hidden` and a bit a unit for the backward instead of z and `hidden`.
 
+    The sum with `onto` takes its place, as in `golf.kernels.add_product`, wherever it can.
     float32, bfloat16 and float16 (whose gradients lose digits where hidden < 2^-14: it underflows). Gradients of
     all three inputs; no second derivatives (RuntimeError). Raises ValueError if shapes or dtypes do not fit.
     """
     ways = ways_for(n.dtype, (*fc.shape, *proj.shape))
-    return square_mlp_by(ways, n, fc, proj, negative_slope=negative_slope)
+    return square_mlp_by(ways, n, fc, proj, negative_slope=negative_slope, onto=onto)
 
 
-def square_mlp_by(ways: Ways, n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]:
+def square_mlp_by(
+    ways: Ways, n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float, onto: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Do what `fused_square_mlp` does in the given ways; a benchmark compares them.
 
     Tiles square the float32 sums, MATMUL squares z rounded to its dtype. Raises ValueError if a way cannot do it.
@@ -217,9 +237,9 @@ def square_mlp_by(ways: Ways, n: Tensor, fc: Tensor, proj: Tensor, *, negative_s
     _check(n, fc, proj)
     for way, table in zip(ways, (FORWARD_TILES, BACKWARD_TILES), strict=True):
         _check_way(way, table, n.dtype, (*fc.shape, *proj.shape))
-    rows = n.reshape(math.prod(n.shape[:-1]), n.shape[-1])
-    y, hidden, _ = _forward_op(rows.contiguous(), fc.contiguous(), proj.contiguous(), negative_slope, *ways)
-    return y.view(*n.shape[:-1], proj.shape[0]), hidden.view(*n.shape[:-1], fc.shape[0])
+    taken = onto if onto is not None and can_take(onto, n, proj) else None
+    y, hidden = _SquareMlp.apply(n, fc, proj, taken, negative_slope, ways)  # type: ignore[no-untyped-call]  # torch's own
+    return y if onto is None or taken is not None else onto + y, hidden
 
 
 def ways_for(dtype: torch.dtype, sizes: Sequence[int]) -> Ways:

@@ -1,6 +1,6 @@
 """Linear, squared leaky ReLU, linear in all its ways, against the formula in float64."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from golf.kernels import square_mlp, square_mlp_gemm
 from golf.kernels.jit import HAS_TRITON
 from golf.kernels.square_mlp import FASTEST, MATMUL, Ways, fused_square_mlp, plain_square_mlp, square_mlp_by, ways_for
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES
+from tests.kernels.test_norm import drop
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPES = [(3, 7, 13, 423, 11), (1, 5, 3, 32, 1), (2, 33, 64, 65, 9), (1, 1, 1, 1, 1)]  # B, T, C, F, outputs
@@ -25,7 +26,7 @@ HALF_WAYS = [Ways(one, "wide") for one in FORWARD_TILES if one != "float32"]
 HALF_WAYS += [Ways("whole", other) for other in BACKWARD_TILES if other not in ("float32", "wide")]
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
 Shape = tuple[int, int, int, int, int]
-Form = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Form = partial[tuple[Tensor, Tensor]]  # of n, fc and proj
 
 
 class Given(NamedTuple):
@@ -136,6 +137,40 @@ def test_tiles_square_the_sums_before_they_are_rounded() -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("form", [plain(), fused(), by(BOTH_FLOAT32)], ids=["plain", "fused", "tiled"])
+def test_a_stream_is_added_in_its_place(form: Form) -> None:
+    case = given(SMALL).leaves(torch.float32)
+    leaf = torch.randn_like(case.weight).requires_grad_()
+    stream = leaf * 3
+    y, hidden = form(*case[:3], onto=stream)
+    right, *others = outcome(exact(), case)
+    found = [y.detach(), torch.autograd.grad(y, leaf, case.weight, retain_graph=True)[0], hidden]
+    found += torch.autograd.grad(y, case[:3], case.weight)
+    assert_near(found, [leaf.detach() * 3 + right, 3 * case.weight, *others])
+    assert (y is stream) == (form.func is not plain_square_mlp)
+
+
+@needs_triton
+def test_a_stream_that_may_not_be_overwritten_is_added_to_a_tensor_of_its_own() -> None:
+    case = given(SMALL).leaves(torch.float32)
+    leaf = torch.randn_like(case.weight).requires_grad_()
+    before = leaf.detach().clone()
+    y, _ = fused()(*case[:3], onto=leaf)
+    right, _, *gradients = outcome(exact(), case)
+    assert_near([y.detach()], [before + right])
+    assert torch.equal(leaf, before)
+    assert_near(torch.autograd.grad(y, [leaf, *case[:3]], case.weight), [case.weight, *gradients])
+
+
+@needs_triton
+def test_a_stream_alone_may_want_the_gradient() -> None:
+    case = given(SMALL)
+    leaf = torch.randn_like(case.weight).requires_grad_()
+    y, _ = fused()(*case[:3], onto=leaf * 1)
+    assert torch.equal(torch.autograd.grad(y, leaf, case.weight)[0], case.weight)
+
+
+@needs_triton
 @pytest.mark.parametrize("ways", [BOTH_MATMUL, BOTH_FLOAT32], ids="-".join)
 @pytest.mark.parametrize("arrangement", ["transposed", "expanded", "strided"])
 def test_the_gradient_that_arrives_may_lie_anyhow(arrangement: str, ways: Ways) -> None:
@@ -180,9 +215,9 @@ def test_a_single_token_needs_no_batch() -> None:
 @needs_triton
 @pytest.mark.parametrize("ways", [BOTH_MATMUL, BOTH_FLOAT32], ids="-".join)
 def test_the_signs_are_a_bit_a_hidden_unit(ways: Ways) -> None:
-    n, fc, proj, _ = given((1, 67, 16, 96, 16))
+    n, fc, _, _ = given((1, 67, 16, 96, 16))
     n = n[0]
-    signs = square_mlp._forward_op(n, fc, proj, 0.5, *ways)[2]
+    signs = square_mlp._hidden_op(n, fc, 0.5, ways.forward)[1]
     bits = (signs[..., None] >> torch.arange(32, device=DEVICE)) & 1
     assert (signs.dtype, signs.shape) == (torch.int32, (67, 3))
     assert torch.equal(bits.flatten(1) == 1, n.double() @ fc.double().T < 0)
@@ -190,8 +225,8 @@ def test_the_signs_are_a_bit_a_hidden_unit(ways: Ways) -> None:
 
 @needs_triton
 def test_hidden_units_beyond_the_last_word_have_no_sign() -> None:
-    n, fc, proj, _ = given((1, 67, 16, 70, 5))
-    signs = square_mlp._forward_op(n[0], -fc.abs() * n[0, 0].sign(), proj, 0.5, *BOTH_MATMUL)[2]
+    n, fc, _, _ = given((1, 67, 16, 70, 5))
+    signs = square_mlp._hidden_op(n[0], -fc.abs() * n[0, 0].sign(), 0.5, MATMUL)[1]
     assert signs[0].tolist() == [-1, -1, 2**6 - 1]  # of the first token all z are below zero
 
 
@@ -228,6 +263,13 @@ def test_no_zeros_stand_for_a_gradient_of_hidden() -> None:
         torch.autograd.grad(y, case[:3], case.weight)
     assert "golf.square_mlp_backward.default" in names
     assert [name for name in names if "zeros" in name or "fill" in name] == []
+
+
+@needs_triton
+def test_where_no_gradient_arrives_none_is_given() -> None:
+    case = given(SHAPES[0]).leaves(torch.float32)
+    drop(fused()(*case[:3])[0]).sum().backward()
+    assert [x.grad for x in case[:3]] == [None] * 3
 
 
 @needs_triton
@@ -293,11 +335,11 @@ def test_hidden_units_beyond_two_to_the_31_are_right(ways: Ways) -> None:
 @pytest.mark.parametrize("ways", [BOTH_MATMUL, BOTH_FLOAT32], ids="-".join)
 def test_the_operators_pass_torchs_checks(ways: Ways) -> None:
     case = given((1, 5, 16, 48, 16)).leaves(torch.float32)
-    n = case.n.detach()[0].requires_grad_()
-    torch.library.opcheck(square_mlp._forward_op, (n, case.fc, case.proj, 0.5, *ways))
-    n, fc, proj = (x.detach() for x in (n, case.fc, case.proj))
-    y, hidden, signs = square_mlp._forward_op(n, fc, proj, 0.5, *ways)
-    saved = (torch.ones_like(y), n, fc, proj, hidden, signs, 0.5, ways.backward)
+    n, fc, proj, weight = (x.detach() for x in case)
+    n, dy = n[0], weight[0]
+    torch.library.opcheck(square_mlp._hidden_op, (n, fc, 0.5, ways.forward))
+    hidden, signs = square_mlp._hidden_op(n, fc, 0.5, ways.forward)
+    saved = (dy, n, fc, proj, hidden, signs, 0.5, ways.backward)
     torch.library.opcheck(square_mlp._backward_op, (*saved, [True, False, True]))
 
 
@@ -306,9 +348,9 @@ def test_the_operators_pass_torchs_checks(ways: Ways) -> None:
 def test_a_second_derivative_is_refused(index: int) -> None:
     case = given((1, 3, 13, 42, 11)).leaves(torch.float32)
     y, _ = fused()(*case[:3])
-    (first,) = torch.autograd.grad(y.square().sum(), case.n, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        torch.autograd.grad(first.sum(), case[index])
+    (first,) = torch.autograd.grad(y.square().sum(), case[index], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 @pytest.mark.parametrize(
