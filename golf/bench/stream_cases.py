@@ -1,4 +1,4 @@
-"""What happens to the residual stream between matrix products: norms and weighted sums.
+"""What happens to the residual stream: norms, weighted sums, and the product of a branch that is added to it.
 
 J streams to O; C model dim.
 """
@@ -12,13 +12,14 @@ from golf.bench.measurement import Work
 
 
 def stream_cases(sizes: Sizes) -> list[Case]:
-    """Return the cases of `golf.kernels.norm` and `golf.kernels.mix`."""
+    """Return the cases of `golf.kernels.norm`, `golf.kernels.mix` and `golf.kernels.add_product`."""
     return [
         _norm(sizes),
+        _stream_norm(sizes),
         _mix("mix 2 to 1", sizes, streams=2, outputs=1),
         _mix("mix 4 to 2", sizes, streams=4, outputs=2),
         _mix_norm(sizes),
-        _add_norm(sizes),
+        _add_product(sizes),
     ]
 
 
@@ -32,6 +33,24 @@ def _norm(sizes: Sizes) -> Case:
         call=lambda norm, x: (norm(x["x"], scale=0.5),),
         forward=Work(2 * stream),
         backward=Work(3 * stream),
+    )
+
+
+def _stream_norm(sizes: Sizes) -> Case:
+    dim = sizes.config.model_dim
+    stream = sizes.bytes(dim)
+
+    def call(stream_norm: Any, x: Inputs) -> Outputs:
+        normalized: Outputs = stream_norm(x["x"], scale=0.5)
+        return normalized
+
+    return Case(
+        "stream norm",
+        "stream_norm",
+        make=lambda draw: {"x": draw.activations(dim)},
+        call=call,
+        forward=Work(2 * stream),
+        backward=Work(4 * stream),  # two gradients and the norm are read, one gradient written
     )
 
 
@@ -68,21 +87,25 @@ def _mix_norm(sizes: Sizes) -> Case:
     )
 
 
-def _add_norm(sizes: Sizes) -> Case:
+def _add_product(sizes: Sizes) -> Case:
+    """Return the attention's last product, onto a copy of the stream: every call spends one."""
     dim = sizes.config.model_dim
-    stream = sizes.bytes(dim)
+    stream, weight = sizes.bytes(dim), dim * dim * sizes.dtype.itemsize
+    flop = 2 * sizes.tokens * dim * dim
 
-    def call(add_norm: Any, x: Inputs) -> Outputs:
-        added: Outputs = add_norm(*_values(x), scale=0.5)
-        return added
+    def make(draw: Draw) -> Inputs:
+        return {"x": draw.activations(dim), "y": draw.activations(dim), "weight": draw.matrix(dim, dim)}
+
+    def call(add_product: Any, x: Inputs) -> Outputs:
+        return (add_product(x["x"].clone(), x["y"], x["weight"]),)
 
     return Case(
-        "add norm",
-        "add_norm",
-        make=lambda draw: _streams(draw, 2),
+        "add product",
+        "add_product",
+        make=make,
         call=call,
-        forward=Work(4 * stream),
-        backward=Work(4 * stream),  # two gradients and the sum are read, one gradient written for both
+        forward=Work(5 * stream + weight, flop),  # of those, 2 for the copy
+        backward=Work(3 * stream + 2 * weight, 2 * flop),  # the stream's gradient is the sum's
     )
 
 

@@ -16,7 +16,7 @@ from golf.kernels.mix_kernels import (
     launch_backward,
     launch_forward,
 )
-from golf.kernels.norm import check_dtype, launch_norm, norm_backward, plain_norm
+from golf.kernels.norm import check_dtype, plain_norm
 
 
 def plain_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
@@ -34,12 +34,6 @@ def plain_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) 
     """
     u = _weighted_sum(streams, weights.to(streams[0].dtype))
     return u, plain_norm(u, scale=scale), streams[-1]
-
-
-def plain_add_norm(x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Return u = x + branch, both (..., C), and scale * rms_norm(u)."""
-    u = x + branch
-    return u, plain_norm(u, scale=scale)
 
 
 def _weighted_sum(streams: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -116,19 +110,6 @@ def _(
     return [_like(x) for x, want in zip((*streams, weights), wanted, strict=True) if want]
 
 
-@torch.library.custom_op("golf::add_norm", mutates_args=())
-def _add_norm(x: Tensor, branch: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum, scale times its norm, and 1 / sqrt(mean(u^2) + eps), float32, a row."""
-    total, normalized, rstd = _like(x), _like(x), _per_row(x)
-    launch_norm(x.contiguous(), normalized, rstd, scale, branch=branch.contiguous(), total=total)
-    return total, normalized, rstd
-
-
-@_add_norm.register_fake
-def _(x: Tensor, branch: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(x), _like(x), _per_row(x)
-
-
 def _like(x: Tensor) -> Tensor:
     """Return an empty contiguous tensor; empty_like would copy strides."""
     return x.new_empty(x.shape)
@@ -142,13 +123,6 @@ def _save_mix(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: list[Tensor
     streams, weights = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*(streams if weights.requires_grad else ()), weights)  # fixed weights need no streams
-
-
-def _save_add_norm(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(output[0], output[2])
-    ctx.scale = inputs[2]
 
 
 def _differentiate_mix(ctx: Any, gradients: list[Tensor | None]) -> tuple[list[Tensor | None], Tensor | None]:
@@ -191,17 +165,7 @@ class _MixNorm(torch.autograd.Function):
         return None if by_weight is None else by_weight[0], None, *by_stream
 
 
-def _differentiate_add_norm(
-    ctx: Any, of_sum: Tensor | None, of_norm: Tensor | None, _: None
-) -> tuple[Tensor | None, Tensor | None, None]:
-    """Give both addends the one gradient of their sum, unwritten if it only passes through."""
-    total, rstd = ctx.saved_tensors
-    gradient = of_sum if of_norm is None else norm_backward(total, rstd, of_norm, of_sum, ctx.scale)
-    return gradient, gradient, None
-
-
 _mix.register_autograd(_differentiate_mix, setup_context=_save_mix)
-_add_norm.register_autograd(_differentiate_add_norm, setup_context=_save_add_norm)
 
 
 def fused_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
@@ -220,26 +184,15 @@ def fused_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) 
     return found
 
 
-def fused_add_norm(x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Return what `plain_add_norm` does, the norm rounded once; raises and differentiates as `fused_mix` does."""
-    _check_streams((x, branch))
-    total, normalized, _ = _add_norm(x, branch, scale)
-    return total, normalized
-
-
 def _check(streams: Sequence[Tensor], weights: Tensor) -> None:
-    _check_streams(streams)
-    check_dtype(weights)
-    if not 1 <= len(streams) <= MAX_STREAMS or not 1 <= weights.shape[0] <= MAX_OUTPUTS:
-        raise ValueError(f"1 to {MAX_STREAMS} streams and 1 to {MAX_OUTPUTS} outputs can be mixed")
-    wanted = (weights.shape[0], len(streams), streams[0].shape[-1])
-    if weights.shape != wanted:
-        raise ValueError(f"weights of shape {tuple(weights.shape)} do not fit {wanted}: outputs, streams, channels")
-
-
-def _check_streams(streams: Sequence[Tensor]) -> None:
     first = streams[0]
     check_dtype(first)
+    check_dtype(weights)
     if any(x.shape != first.shape or x.dtype != first.dtype for x in streams):
         given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in streams)
         raise ValueError(f"streams must have one shape and dtype, not {given}")
+    if not 1 <= len(streams) <= MAX_STREAMS or not 1 <= weights.shape[0] <= MAX_OUTPUTS:
+        raise ValueError(f"1 to {MAX_STREAMS} streams and 1 to {MAX_OUTPUTS} outputs can be mixed")
+    wanted = (weights.shape[0], len(streams), first.shape[-1])
+    if weights.shape != wanted:
+        raise ValueError(f"weights of shape {tuple(weights.shape)} do not fit {wanted}: outputs, streams, channels")

@@ -176,7 +176,7 @@ def _mix_backward(
         if normalized is not None:
             u = _weighted_sum(w, x, 0, 1, STREAMS).to(dtype).to(tl.float32)
             r = tl.load(rstd + row, mask=is_row, other=0.0)
-            g = (g[0] + tile_gradient(u, r, load_tile(normalized, at, inside), scale, CHANNELS),)
+            g = (g[0] + tile_gradient(u, r, r, load_tile(normalized, at, inside), scale, CHANNELS),)
         for stream in tl.static_range(STREAMS):
             if outgoing[stream] is not None:
                 d = _stream_gradient(w, g, handed_on, at, inside, stream, STREAMS, OUTPUTS)

@@ -33,6 +33,14 @@ def plain_norm(x: Tensor, *, scale: float = 1.0) -> Tensor:
     return rms_norm(x) * scale
 
 
+def plain_stream_norm(x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the stream x (..., C) as it is, and scale * rms_norm(x).
+
+    Whoever takes the stream from here lets both gradients of it be added up in this backward, not in a pass of its own.
+    """
+    return x, plain_norm(x, scale=scale)
+
+
 class Tile(NamedTuple):
     """Whole rows that one program holds at a time."""
 
@@ -75,17 +83,20 @@ def tile_rstd(tile: "Any", CHANNELS: tl.constexpr, EPSILON: tl.constexpr) -> Any
 
 
 @jit
-def tile_gradient(x: "Any", rstd: "Any", gradient: "Any", scale: "Any", CHANNELS: tl.constexpr) -> Any:
-    """Return the gradient of x from that of scale * rms_norm(x): rstd * scale * (g - x * rstd^2 * mean(g * x))."""
-    along = tl.sum(gradient * x, axis=1) / CHANNELS * rstd * rstd
-    return (rstd * scale)[:, None] * (gradient - x * along[:, None])
+def tile_gradient(
+    tile: "Any", factor: "Any", rstd: "Any", gradient: "Any", scale: "Any", CHANNELS: tl.constexpr
+) -> Any:
+    """Return the gradient of x from that of scale * rms_norm(x): rstd * scale * (g - n * mean(g * n)), n = rms_norm(x).
+
+    n is `tile` times `factor`: x and rstd, or the scaled norm and 1 / scale.
+    """
+    along = tl.sum(gradient * tile, axis=1) / CHANNELS * factor * factor
+    return (rstd * scale)[:, None] * (gradient - tile * along[:, None])
 
 
 @jit
 def _norm_forward(
     x: "Any",  # (N, C)
-    branch: "Any",  # (N, C), or None: nothing is added to x
-    total: "Any",  # (N, C): x + branch
     out: "Any",  # (N, C)
     rstd: "Any",  # (N,)
     rows: "Any",
@@ -97,10 +108,6 @@ def _norm_forward(
 ) -> None:
     row, is_row, at, inside = tile_at(tl.program_id(0), rows, CHANNELS, TILE_ROWS, TILE_CHANNELS)
     tile = load_tile(x, at, inside)
-    if branch is not None:
-        rounded = (tile + load_tile(branch, at, inside)).to(x.dtype.element_ty)
-        tl.store(total + at, rounded, mask=inside)
-        tile = rounded.to(tl.float32)
     r = tile_rstd(tile, CHANNELS, EPSILON)
     tl.store(out + at, tile * (r * scale)[:, None], mask=inside)
     tl.store(rstd + row, r, mask=is_row)
@@ -108,7 +115,7 @@ def _norm_forward(
 
 @jit
 def _norm_backward(
-    x: "Any",  # (N, C)
+    normalized: "Any",  # (N, C)
     rstd: "Any",  # (N,)
     gradient: "Any",  # (N, C)
     other: "Any",  # (N, C), or None
@@ -121,30 +128,21 @@ def _norm_backward(
 ) -> None:
     row, is_row, at, inside = tile_at(tl.program_id(0), rows, CHANNELS, TILE_ROWS, TILE_CHANNELS)
     r = tl.load(rstd + row, mask=is_row, other=0.0)
-    through = tile_gradient(load_tile(x, at, inside), r, load_tile(gradient, at, inside), scale, CHANNELS)
+    n, g = load_tile(normalized, at, inside), load_tile(gradient, at, inside)
+    through = tile_gradient(n, 1.0 / scale, r, g, scale, CHANNELS)
     tl.store(out + at, load_tile(other, at, inside) + through, mask=inside)
-
-
-def launch_norm(
-    x: Tensor, out: Tensor, rstd: Tensor, scale: float, *, branch: Tensor | None = None, total: Tensor | None = None
-) -> None:
-    """Write scale * rms_norm(x) and, a row, 1 / sqrt(mean(x^2) + eps); with a `branch`, of x + branch, the `total`.
-
-    All (..., C) and contiguous, `rstd` (...) float32.
-    """
-    if x.numel() == 0:
-        return
-    tile = row_tile(x.shape[-1], TILE)
-    grid = (ceil_div(rstd.numel(), tile.rows),)
-    sizes = (x.shape[-1], EPS, tile.rows, tile.channels)
-    _norm_forward[grid](x, branch, total, out, rstd, rstd.numel(), scale, *sizes, num_warps=tile.warps)
 
 
 @torch.library.custom_op("golf::norm", mutates_args=())
 def _norm(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return scale * rms_norm(x) and 1 / sqrt(mean(x^2) + eps), float32, a row."""
+    x = x.contiguous()
     out, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
-    launch_norm(x.contiguous(), out, rstd, scale)
+    if x.numel():
+        tile = row_tile(x.shape[-1], TILE)
+        grid = (ceil_div(rstd.numel(), tile.rows),)
+        shape = (x.shape[-1], EPS, tile.rows, tile.channels)
+        _norm_forward[grid](x, out, rstd, rstd.numel(), scale, *shape, num_warps=tile.warps)
     return out, rstd
 
 
@@ -154,46 +152,62 @@ def _(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("golf::norm_backward", mutates_args=())
-def norm_backward(x: Tensor, rstd: Tensor, gradient: Tensor, other: Tensor | None, scale: float) -> Tensor:
-    """Return the gradient of x (..., C) from that of scale * rms_norm(x), plus `other`, which x got elsewhere."""
-    x, gradient = x.contiguous(), gradient.contiguous()
-    out = x.new_empty(x.shape)
-    if x.numel():
-        tile = row_tile(x.shape[-1], TILE)
+def _norm_gradient(normalized: Tensor, rstd: Tensor, gradient: Tensor, other: Tensor | None, scale: float) -> Tensor:
+    """Return the gradient of x (..., C) from that of `normalized`, plus `other`, which x got elsewhere.
+
+    `normalized` is scale * rms_norm(x): it is kept for the products that read it, so x need not be kept as well.
+    """
+    normalized, gradient = normalized.contiguous(), gradient.contiguous()
+    out = normalized.new_empty(normalized.shape)
+    if out.numel():
+        tile = row_tile(out.shape[-1], TILE)
         grid = (ceil_div(rstd.numel(), tile.rows),)
-        tensors = (x, rstd, gradient, None if other is None else other.contiguous(), out)
-        shape = (x.shape[-1], tile.rows, tile.channels)
+        tensors = (normalized, rstd, gradient, None if other is None else other.contiguous(), out)
+        shape = (out.shape[-1], tile.rows, tile.channels)
         _norm_backward[grid](*tensors, rstd.numel(), scale, *shape, num_warps=tile.warps)
     return out
 
 
-@norm_backward.register_fake
-def _(x: Tensor, rstd: Tensor, gradient: Tensor, other: Tensor | None, scale: float) -> Tensor:
-    return x.new_empty(x.shape)
+@_norm_gradient.register_fake
+def _(normalized: Tensor, rstd: Tensor, gradient: Tensor, other: Tensor | None, scale: float) -> Tensor:
+    return normalized.new_empty(normalized.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(inputs[0], output[1])
-    ctx.scale = inputs[1]
+class _StreamNorm(torch.autograd.Function):
+    """The operator, and the stream handed on: an operator may not return what it was given."""
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        normalized, rstd = _norm(x, scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(normalized, rstd)  # not x, which may be overwritten from here on
+        ctx.scale = scale
+        return x.detach(), normalized  # x itself would come out as a view, which `add_product` could not take
 
-def _differentiate(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, None]:
-    if gradient is None:
-        return None, None
-    x, rstd = ctx.saved_tensors
-    return norm_backward(x, rstd, gradient, None, ctx.scale), None
-
-
-_norm.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_stream: Tensor | None, of_norm: Tensor | None) -> tuple[Tensor | None, None]:
+        normalized, rstd = ctx.saved_tensors
+        if of_norm is None:
+            return of_stream, None
+        return _norm_gradient(normalized, rstd, of_norm, of_stream, ctx.scale), None
 
 
 def fused_norm(x: Tensor, *, scale: float = 1.0) -> Tensor:
-    """Return what `plain_norm` does, rounded once; not twice differentiable. Raises ValueError for float64."""
+    """Return what `plain_norm` does, rounded once; raises and differentiates as `fused_stream_norm` does."""
+    return fused_stream_norm(x, scale=scale)[1]
+
+
+def fused_stream_norm(x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return what `plain_stream_norm` does, the norm rounded once; not twice differentiable.
+
+    The backward reads the norm instead of x, so x may be overwritten. Raises ValueError for float64 and for scale 0.
+    """
     check_dtype(x)
-    out: Tensor = _norm(x, scale)[0]
-    return out
+    if scale == 0:
+        raise ValueError("the norm cannot be scaled by 0: its gradient is taken from what it gave")
+    found: tuple[Tensor, Tensor] = _StreamNorm.apply(x, scale)  # type: ignore[no-untyped-call]  # torch leaves it
+    return found
 
 
 def check_dtype(x: Tensor) -> None:

@@ -11,19 +11,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from golf.kernels.add_product import fused_add_product, plain_add_product
 from golf.kernels.attention import attention
 from golf.kernels.exclude import fused_exclude, plain_exclude
 from golf.kernels.flash import AttentionChoice, choose_attention
 from golf.kernels.jit import HAS_TRITON
-from golf.kernels.mix import (
-    fused_add_norm,
-    fused_mix,
-    fused_mix_norm,
-    plain_add_norm,
-    plain_mix,
-    plain_mix_norm,
-)
-from golf.kernels.norm import fused_norm, plain_norm
+from golf.kernels.mix import fused_mix, fused_mix_norm, plain_mix, plain_mix_norm
+from golf.kernels.norm import fused_norm, fused_stream_norm, plain_norm, plain_stream_norm
 from golf.kernels.project import fused_project, plain_project
 from golf.kernels.softcapped_ce import fused_softcapped_cross_entropy, softcapped_cross_entropy
 from golf.kernels.square_mlp import fused_square_mlp, plain_square_mlp
@@ -44,6 +38,18 @@ class NormFunction(Protocol):
     def __call__(self, x: Tensor, *, scale: float = 1.0) -> Tensor: ...
 
 
+class StreamNormFunction(Protocol):
+    """See `golf.kernels.norm`."""
+
+    def __call__(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]: ...
+
+
+class AddProductFunction(Protocol):
+    """See `golf.kernels.add_product`."""
+
+    def __call__(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor: ...
+
+
 class MixFunction(Protocol):
     """See `golf.kernels.mix`."""
 
@@ -56,12 +62,6 @@ class MixNormFunction(Protocol):
     def __call__(
         self, streams: Sequence[Tensor], weights: Tensor, *, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-
-class AddNormFunction(Protocol):
-    """See `golf.kernels.mix`."""
-
-    def __call__(self, x: Tensor, branch: Tensor, *, scale: float) -> tuple[Tensor, Tensor]: ...
 
 
 class ProjectFunction(Protocol):
@@ -87,7 +87,9 @@ class ExcludeFunction(Protocol):
 class SquareMlpFunction(Protocol):
     """See `golf.kernels.square_mlp`."""
 
-    def __call__(self, n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float, onto: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class CrossEntropyFunction(Protocol):
@@ -104,9 +106,10 @@ class Kernels:
 
     attention: AttentionFunction
     norm: NormFunction
+    stream_norm: StreamNormFunction
     mix: MixFunction
     mix_norm: MixNormFunction
-    add_norm: AddNormFunction
+    add_product: AddProductFunction
     project: ProjectFunction
     turn_heads: TurnFunction
     exclude: ExcludeFunction
@@ -127,9 +130,10 @@ class Kernels:
 PLAIN = Kernels(
     attention=attention,
     norm=plain_norm,
+    stream_norm=plain_stream_norm,
     mix=plain_mix,
     mix_norm=plain_mix_norm,
-    add_norm=plain_add_norm,
+    add_product=plain_add_product,
     project=plain_project,
     turn_heads=plain_turn_heads,
     exclude=plain_exclude,
@@ -158,9 +162,10 @@ def fused_kernels() -> Kernels:
     return Kernels(
         attention=attention,
         norm=fused_norm,
+        stream_norm=fused_stream_norm,
         mix=fused_mix,
         mix_norm=fused_mix_norm,
-        add_norm=fused_add_norm,
+        add_product=fused_add_product,
         project=fused_project,
         turn_heads=fused_turn_heads,
         exclude=fused_exclude,

@@ -39,8 +39,13 @@ class Attention(nn.Module):
         self.excludes = layer >= config.num_layers - config.xsa_last_n  # exclusive self-attention, PR #287
         self.gate = AttentionGate(config, config.attention_gate) if config.attention_gate else None
 
-    def forward(self, n: Tensor, context: Context, hooks: Hooks, slot: int, gain: Tensor) -> Tensor:
-        """Map the normalized input n (B, T, C) to the branch's output (B, T, C), times `gain` (C,)."""
+    def forward(
+        self, n: Tensor, context: Context, hooks: Hooks, slot: int, gain: Tensor, *, onto: Tensor | None = None
+    ) -> Tensor:
+        """Map the normalized input n (B, T, C) to the branch's output (B, T, C), times `gain` (C,).
+
+        It is added to a stream `onto`, which is spent, where there is one.
+        """
         kernels = context.kernels
         hooks.show(self.tap, n)
         flat_q, flat_k, flat_v, *scores = kernels.project(n, self._input_weights(n.dtype))
@@ -59,7 +64,7 @@ class Attention(nn.Module):
             y = y * gates[..., None]
         y = y.flatten(2)  # (B, T, C)
         hooks.show(f"{self.tap}.proj", y)
-        return hooks.adapt(slot, "o", self.proj(y, gain), n, gain)
+        return hooks.adapt(slot, "o", self.proj.add_to(onto, y, gain, kernels.add_product), n, gain)
 
     def _input_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """Return the matrices that multiply the input: q's, k's, v's, and the gate's if it reads the input."""

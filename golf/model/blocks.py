@@ -35,9 +35,9 @@ class Block(nn.Module):
         """Map the residual stream (B, T, C) to the next."""
         (x,) = streams
         u, n = self.enter(x, context)
-        branch = self.attn(n, context, hooks, visit.slot, self.attn_scale)
-        u, n = context.kernels.add_norm(u, branch, scale=self.norm_scale)
-        return (u + self.mlp(n, context, hooks, visit, self.mlp_scale),)
+        u = self.attn(n, context, hooks, visit.slot, self.attn_scale, onto=self.own(u))
+        u, n = context.kernels.stream_norm(u, scale=self.norm_scale)
+        return (self.mlp(n, context, hooks, visit, self.mlp_scale, onto=u),)
 
     def enter(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return u = r0 x + r1 x0 and what attention reads, s rms(u), both (B, T, C)."""
@@ -46,8 +46,17 @@ class Block(nn.Module):
             u, n, context.memory["x0"] = kernels.mix_norm((x, context.latest_x0()), self.resid_mix, scale=s)
             return u, n
         u = x if self.resid_mix is None else kernels.mix((x, context.x0), self.resid_mix[None])[0]
-        read = u if self.first_output is None else self.first_output(u, context)
-        return u, kernels.norm(read, scale=s)
+        if self.first_output is None:
+            return kernels.stream_norm(u, scale=s)
+        return u, kernels.norm(self.first_output(u, context), scale=s)
+
+    def own(self, u: Tensor) -> Tensor:
+        """Return the stream u of `enter` as this visit's own, which a branch may be added to in place.
+
+        It is a copy where others keep u: without a mix it is what came in, which may wait for a skip, and autograd
+        keeps what is mixed with the first output.
+        """
+        return u if self.resid_mix is not None and self.first_output is None else u.clone()
 
 
 class ParallelBlock(Block):
@@ -58,5 +67,5 @@ class ParallelBlock(Block):
         (x,) = streams
         u, n = self.enter(x, context)
         both = n if self.first_output is None else context.kernels.norm(u, scale=self.norm_scale)
-        branch = self.attn(n, context, hooks, visit.slot, self.attn_scale)
-        return (u + branch + self.mlp(both, context, hooks, visit, self.mlp_scale),)
+        u = self.attn(n, context, hooks, visit.slot, self.attn_scale, onto=self.own(u))
+        return (self.mlp(both, context, hooks, visit, self.mlp_scale, onto=u),)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from golf.kernels.table import AddProductFunction
+
 
 class Linear(nn.Linear):
     """Bias-free linear map whose float32 weight is cast to the input's dtype at use."""
@@ -26,3 +28,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """Map (..., in) to (..., out), times `gain` (out,) if there is one."""
         return F.linear(x, self.weight_as(x.dtype, gain))
+
+    def add_to(self, stream: Tensor | None, x: Tensor, gain: Tensor, add: AddProductFunction) -> Tensor:
+        """Return `stream` (..., out), which is spent, plus what `forward` gives, which comes alone without a stream."""
+        return self(x, gain) if stream is None else add(stream, x, self.weight_as(x.dtype, gain))

@@ -35,38 +35,51 @@ class MLP(nn.Module):
         whole = isinstance(self.fc, Linear) and self.fc_gate is None and self.fc_passes is None
         self.is_square = whole and type(self.activation) is LeakyReluSquare  # the records' form, which has a kernel
 
-    def forward(self, n: Tensor, context: Context, hooks: Hooks, visit: Visit, gain: Tensor) -> Tensor:
-        """Map the normalized input n (B, T, C) to the branch's output (B, T, C), times `gain` (C,)."""
-        hooks.show(self.tap, n)
-        y = self._squared(n, context, hooks, gain) if self.is_square else self._general(n, hooks, visit, gain)
-        return hooks.adapt(visit.slot, "mlp", y, n, gain)
+    def forward(
+        self, n: Tensor, context: Context, hooks: Hooks, visit: Visit, gain: Tensor, *, onto: Tensor | None = None
+    ) -> Tensor:
+        """Map the normalized input n (B, T, C) to the branch's output (B, T, C), times `gain` (C,).
 
-    def _squared(self, n: Tensor, context: Context, hooks: Hooks, gain: Tensor) -> Tensor:
+        It is added to a stream `onto`, which is spent, where there is one.
+        """
+        hooks.show(self.tap, n)
+        compute = self._squared if self.is_square else self._general
+        return hooks.adapt(visit.slot, "mlp", compute(n, context, hooks, visit, gain, onto), n, gain)
+
+    def _squared(
+        self, n: Tensor, context: Context, hooks: Hooks, visit: Visit, gain: Tensor, onto: Tensor | None
+    ) -> Tensor:
         assert isinstance(self.fc, Linear)
         assert isinstance(self.proj, Linear)
         assert isinstance(self.activation, LeakyReluSquare)
         weights = self.fc.weight_as(n.dtype), self.proj.weight_as(n.dtype, gain)
-        y, hidden = context.kernels.square_mlp(n, *weights, negative_slope=self.activation.negative_slope)
+        slope = self.activation.negative_slope
+        y, hidden = context.kernels.square_mlp(n, *weights, negative_slope=slope, onto=onto)
         hooks.show(f"{self.tap}.proj", hidden)
         return y
 
-    def _general(self, n: Tensor, hooks: Hooks, visit: Visit, gain: Tensor) -> Tensor:
-        z = _apply(self.fc, n, hooks)  # (B, T, F)
+    def _general(
+        self, n: Tensor, context: Context, hooks: Hooks, visit: Visit, gain: Tensor, onto: Tensor | None
+    ) -> Tensor:
+        z, add = _apply(self.fc, n, hooks), context.kernels.add_product  # (B, T, F)
         if self.fc_passes is not None:
-            z = z + self.fc_passes[visit.pass_index](n, hooks)
+            z = z + self.fc_passes.of(visit.pass_index)(n, hooks)
         hidden = self.activation(z) if self.fc_gate is None else self.activation(_apply(self.fc_gate, n, hooks)) * z
         hooks.show(f"{self.tap}.proj", hidden)
-        y = _apply(self.proj, hidden, hooks, gain)
+        if isinstance(self.proj, LowRank):
+            y = self.proj.add_to(onto, hidden, gain, add, hooks=hooks)
+        else:
+            y = self.proj.add_to(onto, hidden, gain, add)
         if self.proj_passes is not None:
-            y = y + gain.to(y.dtype) * self.proj_passes[visit.pass_index](hidden, hooks)
+            y = self.proj_passes.of(visit.pass_index).add_to(y, hidden, gain, add, hooks=hooks)
         return y
 
-    def _map(self, config: ModelConfig, name: str, in_features: int, out_features: int) -> nn.Module:
+    def _map(self, config: ModelConfig, name: str, in_features: int, out_features: int) -> Linear | LowRank:
         if config.mlp_rank:
             return LowRank(in_features, out_features, config.mlp_rank, tap=f"{self.tap}.{name}")
         return matrix(config, in_features, out_features)
 
 
-def _apply(linear: nn.Module, x: Tensor, hooks: Hooks, gain: Tensor | None = None) -> Tensor:
-    y: Tensor = linear(x, hooks, gain) if isinstance(linear, LowRank) else linear(x, gain)
+def _apply(linear: Linear | LowRank, x: Tensor, hooks: Hooks) -> Tensor:
+    y: Tensor = linear(x, hooks) if isinstance(linear, LowRank) else linear(x)
     return y

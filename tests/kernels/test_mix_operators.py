@@ -9,7 +9,7 @@ from torch import Tensor
 
 from golf.kernels import mix
 from golf.kernels.jit import HAS_TRITON
-from golf.kernels.mix import fused_add_norm, fused_mix, fused_mix_norm, plain_add_norm, plain_mix_norm
+from golf.kernels.mix import fused_mix, fused_mix_norm, plain_mix_norm
 from tests.kernels.test_mix import MIX, MIX_NORM, Form, arriving, check, forms, gradients, inputs
 from tests.kernels.test_norm import SCALE, drop, random
 
@@ -64,36 +64,6 @@ def test_fixed_weights_keep_no_streams() -> None:
 
 
 @needs_triton
-def test_the_one_gradient_of_both_addends_is_not_changed_by_what_is_added_to_either() -> None:
-    def total(add_norm: Callable[..., tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Tensor:
-        x, branch = leaves[0] * 2, leaves[1] * 3
-        u, n = add_norm(x, branch, scale=SCALE)
-        u, n = add_norm(u, n * branch, scale=SCALE)  # its gradients join others of u, of n and of the branch
-        return (u * x).sum() + n.pow(3).sum() + (branch * leaves[0]).sum()
-
-    leaves = [random((3, 5), seed=seed).requires_grad_() for seed in range(2)]
-    found, expected = (torch.autograd.grad(total(f, leaves), leaves) for f in (fused_add_norm, plain_add_norm))
-    check(found, expected)
-
-
-@needs_triton
-@pytest.mark.parametrize("kept", [0, 1])
-def test_leaves_that_are_added_have_gradients_of_their_own(kept: int) -> None:
-    x, branch = (random((3, 5), seed=seed).requires_grad_() for seed in range(2))
-    incoming = random((3, 5), seed=2)
-    before = incoming.clone()
-    for _ in range(2):  # the second time adds to the first one's
-        fused_add_norm(x, branch, scale=SCALE)[kept].backward(incoming)
-    assert x.grad is not None
-    assert branch.grad is not None
-    torch.testing.assert_close(x.grad, branch.grad, rtol=0, atol=0)
-    x.grad.zero_()
-    (expected,) = torch.autograd.grad(plain_add_norm(x, branch, scale=SCALE)[kept], branch, before)
-    torch.testing.assert_close(branch.grad, 2 * expected, rtol=3e-6, atol=6e-6)
-    assert torch.equal(incoming, before)
-
-
-@needs_triton
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_the_sums_are_operators(outputs: int) -> None:
     streams, weights = inputs(outputs, 2, (3, 5), torch.bfloat16)
@@ -109,7 +79,6 @@ def test_the_sums_with_norms_are_operators() -> None:
     streams, weights = inputs(1, 2, (3, 5), torch.bfloat16)
     fixed, other = [x.detach() for x in streams], weights.detach()
     torch.library.opcheck(mix._mix_norm, (fixed, other[0], SCALE))
-    torch.library.opcheck(mix._add_norm, (*streams, SCALE))
     for handed_on, wanted in ((None, [True, False, True]), (fixed[1], [False, True, False])):
         arguments = (fixed, other, [None], fixed[0], random((3,)), handed_on, SCALE, wanted)
         torch.library.opcheck(mix._mix_backward, arguments)
@@ -153,11 +122,11 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"one shape and dtype, not \(3, 5, 9\) torch.float32, \(3, 5, 9\) torch.float16"
     ):
-        fused_add_norm(streams[0], streams[1].half(), scale=1.0)
+        fused_mix_norm((streams[0], streams[1].half()), weights[0, :2], scale=1.0)
     with pytest.raises(ValueError, match="one shape and dtype"):
         fused_mix([*streams[:3], streams[3].half()], weights)
     with pytest.raises(ValueError, match=r"one shape and dtype, not \(3, 5, 9\) torch.float32, \(5, 9\)"):
-        fused_add_norm(streams[0], streams[1][0], scale=1.0)
+        fused_mix_norm((streams[0], streams[1][0]), weights[0, :2], scale=1.0)
 
 
 def chain(mix_norm: Callable[..., tuple[Tensor, ...]], streams: list[Tensor], weights: Tensor) -> list[Tensor]:

@@ -16,8 +16,8 @@ VISIT = Visit(slot=2, layer=2, pass_index=0, pushes=False, skip_row=None)
 
 def test_a_parallel_block_adds_both_branches_of_one_input(monkeypatch: pytest.MonkeyPatch) -> None:
     block = ParallelBlock(pico_recipe().model, 2)
-    monkeypatch.setattr(block.attn, "forward", lambda n, *rest: 2 * rest[-1] * n)
-    monkeypatch.setattr(block.mlp, "forward", lambda n, *rest: 3 * rest[-1] * n)
+    monkeypatch.setattr(block.attn, "forward", lambda n, *rest, onto: onto + 2 * rest[-1] * n)
+    monkeypatch.setattr(block.mlp, "forward", lambda n, *rest, onto: onto + 3 * rest[-1] * n)
     assert block.resid_mix is not None
     for parameter in (block.attn_scale, block.mlp_scale, block.resid_mix):
         parameter.data = torch.randn(parameter.shape)
@@ -37,3 +37,16 @@ def test_layers_from_the_first_parallel_one_on_are_parallel() -> None:
 def test_without_the_mix_a_layer_has_no_weight_for_it() -> None:
     names = {name for name, _ in pico_model(pico_recipe("model.resid_mix=false")).named_parameters()}
     assert not any(name.endswith("resid_mix") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "copies"),
+    [((), False), (("model.resid_mix=false",), True), (("model.value_residual.form=input",), True)],
+)
+def test_a_stream_is_copied_before_it_is_spent_only_where_others_keep_it(
+    changes: tuple[str, ...], copies: bool
+) -> None:
+    u = torch.randn(2, 4, 32)
+    found = Block(pico_recipe(*changes).model, 2).own(u)
+    assert (found is not u) == copies
+    assert torch.equal(found, u)

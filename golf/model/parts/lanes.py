@@ -32,7 +32,8 @@ class LaneBlock(Block):
         p, q = streams
         _, n = self.enter(p, context)
         a = self.attn(n, context, hooks, visit.slot, self.attn_scale)
-        m = self.mlp(context.kernels.norm(q, scale=self.norm_scale), context, hooks, visit, self.mlp_scale)
+        q, n = context.kernels.stream_norm(q, scale=self.norm_scale)
+        m = self.mlp(n, context, hooks, visit, self.mlp_scale)
         post, resid = (weight[self.layer] for weight in context.lanes)
         weights = torch.cat([torch.diag(resid), post.T], dim=1)  # (lane, p or q or a or m)
         return context.kernels.mix((p, q, a, m), weights[..., None].expand(-1, -1, p.shape[-1]))

@@ -1,9 +1,14 @@
 """Thin matrices: a low-rank MLP, and a correction for every pass over a looped layer."""
 
+import pytest
 import torch
 
+from golf.kernels.add_product import plain_add_product
+from golf.kernels.table import PLAIN
+from golf.model.context import Context
 from golf.model.hooks import Hooks
 from golf.model.init import build_model
+from golf.model.mlp import MLP
 from golf.model.parts.low_rank import LowRank
 from golf.model.plan import plan_layers
 from tests.pico import pico_batch, pico_model, pico_recipe
@@ -16,6 +21,15 @@ def test_it_is_the_product_of_its_matrices() -> None:
     x = torch.randn(3, 7)
     product = part.up.weight.double() @ part.down.weight.double()
     torch.testing.assert_close(part(x, Hooks()).double(), x.double() @ product.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("has_stream", [True, False])
+def test_its_product_is_scaled_and_added_to_a_stream(has_stream: bool) -> None:
+    part, gain, x = LowRank(7, 5, 2, tap="t"), torch.randn(5), torch.randn(3, 7)
+    stream = torch.randn(3, 5) if has_stream else None
+    found = part.add_to(stream, x, gain, plain_add_product, hooks=Hooks())
+    expected = gain * part(x, Hooks()) + (0 if stream is None else stream)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class Seen:
@@ -88,3 +102,18 @@ def test_each_pass_has_a_correction_of_its_own() -> None:
         after = model(batch, plan=off), model(batch, plan=on)
     assert torch.equal(after[0], before[0])
     assert not torch.equal(after[1], before[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [LORA, "model.mlp_rank=3"])
+def test_the_branchs_gain_scales_all_of_the_branch(changes: str) -> None:
+    config = pico_recipe(changes).model
+    mlp, empty = MLP(config, 1), torch.empty(0)
+    context = Context(empty, empty, 4, empty, empty, PLAIN, {}, [])
+    visit = plan_layers(config, looping=True).visits[1]
+    n, gain = torch.randn(2, 4, 32), torch.rand(32) + 1
+    whole = mlp(n, context, Hooks(), visit, torch.ones(32))
+    torch.testing.assert_close(mlp(n, context, Hooks(), visit, gain), gain * whole, rtol=1e-5, atol=1e-6)
+    stream = torch.randn(2, 4, 32)
+    found = mlp(n, context, Hooks(), visit, gain, onto=stream)
+    torch.testing.assert_close(found, stream + gain * whole, rtol=1e-5, atol=1e-6)
