@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf.compilation import Compile, compile_model, count_graphs, uncompiled
+from golf.kernels.jit import HAS_TRITON
 from golf.kernels.project import fused_project
-from golf.kernels.table import PLAIN
+from golf.kernels.table import PLAIN, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
 from tests.pico import pico_batch, pico_model, pico_recipe
@@ -94,3 +95,13 @@ def test_the_fused_projection_compiles(model: GPT) -> None:
     model.kernels = replace(model.kernels, project=fused_project)
     compile_model(model, "model", backend="aot_eager")
     torch.testing.assert_close(losses_and_gradients(model, looping=False), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
+@pytest.mark.parametrize("how", ["block", "model"])
+def test_a_model_of_fused_kernels_compiles_though_it_overwrites_its_stream(model: GPT, how: Compile) -> None:
+    expected = losses_and_gradients(model, looping=True)
+    model.kernels = replace(fused_kernels(), attention=masked_attention)
+    compile_model(model, how, backend="aot_eager")
+    found = losses_and_gradients(model, looping=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -180,6 +180,8 @@ def fused_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
 def fused_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `plain_mix_norm` does, sum and norm rounded once each; raises and differentiates as `fused_mix`."""
     _check(streams, weights[None])
+    if torch.compiler.is_compiling():  # which takes no tensor twice, as x0 comes to the first visit
+        streams = [*streams[:-1], streams[-1].view_as(streams[-1])]
     found: tuple[Tensor, Tensor, Tensor] = _MixNorm.apply(weights, scale, *streams)  # type: ignore[no-untyped-call]
     return found
 
