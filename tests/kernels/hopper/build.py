@@ -4,9 +4,11 @@ The interpreter shows what a kernel computes; only the compiler shows whether it
 that do not fit the shared memory, values spilled out of registers.
 """
 
+import functools
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,8 @@ class Case(NamedTuple):
     constants: Mapping[str, Any]  # of the constexpr arguments
     num_warps: int = 4
     num_stages: int = 3
+    options: Mapping[str, int] = {}  # further ones of the launch
+    unspecialized: tuple[str, ...] = ()  # sizes that it is compiled once for
 
 
 class Usage(NamedTuple):
@@ -35,6 +39,8 @@ class Usage(NamedTuple):
     registers: int  # a thread
     spilled: int  # bytes of local memory a thread
     shared: int  # bytes a block
+    is_gluon: bool
+    unfenced: int  # see `count_unfenced`
 
 
 def compile_for_hopper(case: Case) -> Usage:
@@ -49,17 +55,43 @@ def compile_for_hopper(case: Case) -> Usage:
     aligned = {
         (positions[name],): [["tt.divisibility", 16]]
         for name in names
-        if case.signature[name].startswith("*") or case.signature[name] in ("i32", "i64")
+        if name not in case.unspecialized
+        and (case.signature[name].startswith("*") or case.signature[name] in ("i32", "i64"))
     }
-    source = ASTSource(
-        fn=case.kernel, signature=dict(case.signature), constexprs=dict(case.constants), attrs=dict(aligned)
-    )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    is_gluon = hasattr(case.kernel, "is_gluon") and case.kernel.is_gluon()
+    make = importlib.import_module("triton.experimental.gluon._runtime").GluonASTSource if is_gluon else ASTSource
+    source = make(fn=case.kernel, signature=dict(case.signature), constexprs=dict(case.constants), attrs=dict(aligned))
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     registers, spilled = _resources(built.asm["cubin"], Path(triton.__file__).parent)
-    return Usage(case.name, registers, spilled, built.metadata.shared)
+    unfenced = count_unfenced(built.asm["ptx"])
+    return Usage(case.name, registers, spilled, built.metadata.shared, is_gluon, unfenced)
 
 
+def count_unfenced(ptx: str) -> int:
+    """Count where shared memory is given to the TMA that threads may still be at.
+
+    Between ldmatrix or stmatrix and the arrival at a barrier, or the TMA's store, each thread must fence what it did,
+    and then all must meet.
+    """
+    gives = r"mbarrier\.arrive\.shared|cp\.async\.bulk\.tensor\S*\.global\.shared"
+    steps = re.finditer(
+        rf"(?P<touch>(?:ld|st)matrix)|(?P<fence>fence\.proxy\.async)|(?P<meet>bar\.sync)|(?P<give>{gives})", ptx
+    )
+    state, found = "apart", 0
+    for step in steps:
+        if step.lastgroup == "touch":
+            state = "touched"
+        elif step.lastgroup == "fence" and state == "touched":
+            state = "fenced"
+        elif step.lastgroup == "meet" and state == "fenced":
+            state = "apart"
+        elif step.lastgroup == "give":
+            found += state != "apart"
+    return found
+
+
+@functools.cache
 def usages() -> list[Usage]:
     """Compile the cases of every module beside this one, in a process of its own that interprets nothing."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.hopper.build"]
