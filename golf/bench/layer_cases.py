@@ -12,8 +12,9 @@ from golf.bench.case import Case, Draw, Inputs, Outputs, Sizes
 from golf.bench.flop import attention_flop
 from golf.bench.measurement import Work
 from golf.bench.synthetic import draw_batch
-from golf.kernels.square_mlp import MATMUL, Ways, square_mlp_by
+from golf.kernels.square_mlp import MATMUL, Ways, can_go_by_rows, square_mlp_by
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES, GRAIN
+from golf.kernels.square_mlp_rows import RINGS, why_not
 from golf.model.rotary import rotary_table
 
 
@@ -138,10 +139,14 @@ def _square_mlp(sizes: Sizes) -> Case:
 
 def _ways(sizes: Sizes) -> list[Ways]:
     """Return every way of each of the MLP's two products that a model of these sizes can take, beside the plainest."""
-    fits = sizes.config.model_dim % GRAIN == 0 and sizes.config.hidden_dim(0) % GRAIN == 0
+    dim, hidden = sizes.config.model_dim, sizes.config.hidden_dim(0)
+    fits = dim % GRAIN == 0 and hidden % GRAIN == 0
     tables = (FORWARD_TILES, BACKWARD_TILES) if fits else ({}, {})
     is_float32 = sizes.dtype is torch.float32
     forward, backward = ([way for way in table if (way == "float32") == is_float32] for table in tables)
+    if can_go_by_rows(sizes.device, sizes.dtype):
+        by_rows = [way for way, ring in RINGS.items() if why_not(ring, sizes.dtype, hidden, dim) is None]
+        forward, backward = forward + by_rows, backward + by_rows
     return [
         Ways(MATMUL, MATMUL),
         *(Ways(way, MATMUL) for way in forward),

@@ -28,9 +28,12 @@ from golf.kernels.square_mlp_gemm import (
     square_product,
     squares,
 )
+from golf.kernels.square_mlp_rows import RINGS, run_on, slope_rows, square_rows, why_not
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MATMUL = "matmul"  # the product by PyTorch, then one pass over it; any other way is a key of the tables of tiles
+MATMUL = (
+    "matmul"  # the product by PyTorch, then one pass over it; any other way is a key of the tables of tiles or RINGS
+)
 
 
 class Ways(NamedTuple):
@@ -42,6 +45,7 @@ class Ways(NamedTuple):
 
 # On an H200.
 FASTEST = Ways("pair", "pair")
+FASTEST_ROWS = Ways("rows", "rows")  # each is faster still where it can be taken
 POINTWISE_WORDS = 128  # a program, of 32 elements each
 POINTWISE_WARPS = 4
 
@@ -112,7 +116,7 @@ def _hidden_op(n: Tensor, fc: Tensor, negative_slope: float, way: str) -> tuple[
     else:
         hidden = n.new_empty(len(n), len(fc))
         if hidden.numel():
-            square_product(n, fc, hidden, signs, negative_slope=negative_slope, tiles=FORWARD_TILES[way])
+            _square_by(way, n, fc, hidden, signs, negative_slope)
     return hidden, signs
 
 
@@ -147,13 +151,22 @@ def _backward_op(
     return found
 
 
+def _square_by(way: str, n: Tensor, fc: Tensor, hidden: Tensor, signs: Tensor, negative_slope: float) -> None:
+    if way in RINGS:
+        square_rows(n, fc, hidden, signs, slope_squared=negative_slope**2, ring=RINGS[way])
+    else:
+        square_product(n, fc, hidden, signs, negative_slope=negative_slope, tiles=FORWARD_TILES[way])
+
+
 def _dz(dy: Tensor, proj: Tensor, hidden: Tensor, signs: Tensor, negative_slope: float, way: str) -> Tensor:
     if way == MATMUL:
         dz = dy @ proj
         _pass_over(_slope, [dz, hidden, signs], slope_below(negative_slope))
         return dz
     dz = torch.empty_like(hidden)
-    if dz.numel():
+    if dz.numel() and way in RINGS:
+        slope_rows(dy, proj, hidden, signs, dz, below=slope_below(negative_slope), ring=RINGS[way])
+    elif dz.numel():
         slope_product(dy, proj, hidden, signs, dz, negative_slope=negative_slope, tiles=BACKWARD_TILES[way])
     return dz
 
@@ -215,15 +228,22 @@ class _SquareMlp(torch.autograd.Function):
 
 
 def fused_square_mlp(
-    n: Tensor, fc: Tensor, proj: Tensor, *, negative_slope: float, onto: Tensor | None = None
+    n: Tensor,
+    fc: Tensor,
+    proj: Tensor,
+    *,
+    negative_slope: float,
+    onto: Tensor | None = None,
+    by_rows: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Do what `plain_square_mlp` does, keeping `hidden` and a bit a unit for the backward instead of z and `hidden`.
 
-    The sum with `onto` takes its place, as in `golf.kernels.add_product`, wherever it can.
+    The sum with `onto` takes its place, as in `golf.kernels.add_product`, wherever it can. Where the kernels of
+    `golf.kernels.square_mlp_rows` run (`can_go_by_rows`), `by_rows` takes them for sizes that fit.
     float32, bfloat16 and float16 (whose gradients lose digits where hidden < 2^-14: it underflows). Gradients of
     all three inputs; no second derivatives (RuntimeError). Raises ValueError if shapes or dtypes do not fit.
     """
-    ways = ways_for(n.dtype, (*fc.shape, *proj.shape))
+    ways = ways_for(n.dtype, (*fc.shape, *proj.shape), by_rows=by_rows)
     return square_mlp_by(ways, n, fc, proj, negative_slope=negative_slope, onto=onto)
 
 
@@ -242,9 +262,27 @@ def square_mlp_by(
     return y if onto is None or taken is not None else onto + y, hidden
 
 
-def ways_for(dtype: torch.dtype, sizes: Sequence[int]) -> Ways:
-    """Return FASTEST for a dtype of 16 bits and matrices whose `sizes` are multiples of GRAIN; MATMUL for the rest."""
-    return FASTEST if dtype is not torch.float32 and _fit(sizes) else Ways(MATMUL, MATMUL)
+def ways_for(dtype: torch.dtype, sizes: Sequence[int], *, by_rows: bool = False) -> Ways:
+    """Return the fastest ways for a dtype and the `sizes` of fc and proj.
+
+    FASTEST for a dtype of 16 bits and multiples of GRAIN, MATMUL for the rest. `by_rows` says that FASTEST_ROWS runs:
+    then each product that fits it goes that way.
+    """
+    if dtype is torch.float32 or not _fit(sizes):
+        return Ways(MATMUL, MATMUL)
+    if not by_rows:
+        return FASTEST
+    width, channels, outputs, _ = sizes
+    forward, backward = FASTEST_ROWS
+    return Ways(
+        FASTEST.forward if why_not(RINGS[forward], dtype, width, channels) else forward,
+        FASTEST.backward if why_not(RINGS[backward], dtype, width, outputs) else backward,
+    )
+
+
+def can_go_by_rows(device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether FASTEST_ROWS runs on `device` and does `dtype`; which sizes it does, `ways_for` knows."""
+    return dtype is torch.bfloat16 and run_on(device)
 
 
 def _fit(sizes: Sequence[int]) -> bool:
@@ -254,8 +292,14 @@ def _fit(sizes: Sequence[int]) -> bool:
 def _check_way(way: str, table: dict[str, Any], dtype: torch.dtype, sizes: Sequence[int]) -> None:
     if way == MATMUL:
         return
+    if way in RINGS:
+        width, channels, outputs, _ = sizes
+        reason = why_not(RINGS[way], dtype, width, channels if table is FORWARD_TILES else outputs)
+        if reason is not None:
+            raise ValueError(f"{way!r} does not do it: {reason}")
+        return
     if way not in table:
-        raise ValueError(f"no way {way!r}; there are {MATMUL}, {', '.join(table)}")
+        raise ValueError(f"no way {way!r}; there are {', '.join((MATMUL, *table, *RINGS))}")
     if not _fit(sizes) or (dtype is torch.float32) != (way == "float32"):
         raise ValueError(f"{way!r} does not do {dtype} and sizes {tuple(sizes)}; they must be multiples of {GRAIN}")
 

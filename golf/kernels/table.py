@@ -6,6 +6,7 @@ no part asks where it runs, and a test, a benchmark or a recipe can exchange one
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from golf.kernels.mix import fused_mix, fused_mix_norm, plain_mix, plain_mix_nor
 from golf.kernels.norm import fused_norm, fused_stream_norm, plain_norm, plain_stream_norm
 from golf.kernels.project import fused_project, plain_project
 from golf.kernels.softcapped_ce import fused_softcapped_cross_entropy, softcapped_cross_entropy
-from golf.kernels.square_mlp import fused_square_mlp, plain_square_mlp
+from golf.kernels.square_mlp import can_go_by_rows, fused_square_mlp, plain_square_mlp
 from golf.kernels.turn_heads import Heads, fused_turn_heads, plain_turn_heads
 
 KernelChoice = Literal["auto", "plain"]
@@ -144,6 +145,10 @@ PLAIN = Kernels(
 )
 
 
+# Told of the table, which knows no model: hence the sizes.
+MLP_BY_ROWS = ", the squared MLP's products of whole rows (hidden a multiple of 128, model dim of 16 and up to 512)"
+
+
 def choose_kernels(
     device: torch.device, dtype: torch.dtype, *, wanted: KernelChoice = "auto", attention: AttentionChoice = "auto"
 ) -> Kernels:
@@ -153,12 +158,15 @@ def choose_kernels(
     """
     backend = choose_attention(device, dtype, wanted=attention)
     fuses = device.type == "cuda" and HAS_TRITON and wanted == "auto"
-    chosen = fused_kernels() if fuses else PLAIN
+    chosen = fused_kernels(mlp_by_rows=can_go_by_rows(device, dtype)) if fuses else PLAIN
     return replace(chosen, attention=backend.function, attention_description=backend.description)
 
 
-def fused_kernels() -> Kernels:
-    """Return the table of fused kernels with the plain attention, for CUDA or for Triton's interpreter."""
+def fused_kernels(*, mlp_by_rows: bool = False) -> Kernels:
+    """Return the table of fused kernels with the plain attention, for CUDA or for Triton's interpreter.
+
+    With `mlp_by_rows` the MLP takes the kernels that `can_go_by_rows` asks for, for sizes that fit.
+    """
     return Kernels(
         attention=attention,
         norm=fused_norm,
@@ -169,8 +177,8 @@ def fused_kernels() -> Kernels:
         project=fused_project,
         turn_heads=fused_turn_heads,
         exclude=fused_exclude,
-        square_mlp=fused_square_mlp,
+        square_mlp=partial(fused_square_mlp, by_rows=True) if mlp_by_rows else fused_square_mlp,
         cross_entropy=fused_softcapped_cross_entropy,
-        description="fused Triton kernels",
+        description="fused Triton kernels" + (MLP_BY_ROWS if mlp_by_rows else ""),
         attention_description=PLAIN.attention_description,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from golf.bench import forms as forms_module
-from golf.bench import kernels
+from golf.bench import kernels, layer_cases
 from golf.bench.case import Sizes
 from golf.bench.ceilings import Ceilings
 from golf.bench.findings import Findings
@@ -18,6 +18,7 @@ from golf.errors import EnvironmentUnfitError
 from golf.kernels.jit import HAS_TRITON
 from golf.kernels.norm import rms_norm
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES
+from golf.kernels.square_mlp_rows import RINGS
 from golf.kernels.table import PLAIN, Kernels, fused_kernels
 from tests.pico import RECORD_PARTS, pico_recipe
 
@@ -186,6 +187,18 @@ def test_the_mlp_is_timed_by_every_way_of_each_product_that_does_its_dtype() -> 
     assert len(half) > 3
 
 
+def test_the_mlp_goes_by_rows_where_they_run_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def others(*overrides: str) -> set[str]:
+        sizes = SIZES._replace(config=pico_recipe(*overrides).model, dtype=torch.bfloat16)
+        return {name for case in build_cases(sizes) if case.name == "square mlp" for name in case.others}
+
+    by_rows = {f"{way}, matmul" for way in RINGS} | {f"matmul, {way}" for way in RINGS}
+    assert not others("model.mlp_mult=4") & by_rows
+    monkeypatch.setattr(layer_cases, "can_go_by_rows", lambda device, dtype: True)
+    assert others("model.mlp_mult=4") >= by_rows  # 128 hidden units
+    assert not others("model.mlp_mult=3") & by_rows
+
+
 def test_inputs_are_drawn_anew_for_every_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "count_input_sets", lambda size, device: 3 if size == 423 * 32 * 4 else 0)
     (case,) = [case for case in build_cases(SIZES) if case.name == "norm"]
@@ -219,7 +232,8 @@ def test_a_gpu_has_the_fused_form_and_each_installed_attention(monkeypatch: pyte
 
     fused = dataclasses.replace(PLAIN, description="fused")
     monkeypatch.setattr(forms_module, "choose_attention", choose)
-    monkeypatch.setattr(forms_module, "fused_kernels", lambda: fused)
+    monkeypatch.setattr(forms_module, "can_go_by_rows", lambda device, dtype: False)
+    monkeypatch.setattr(forms_module, "fused_kernels", lambda **_: fused)
     found = find_forms(torch.device("cuda"), torch.bfloat16)
     assert list(found.tables) == ["plain", "fused", "fa4", "varlen"]
     assert found.missing == ("no fa3",)
