@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf.compilation import Compile, compile_model, count_graphs, uncompiled
-from golf.kernels.jit import HAS_TRITON
 from golf.kernels.project import fused_project
 from golf.kernels.table import PLAIN, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
+from tests.kernels.interpreter import needs_interpreter
 from tests.pico import pico_batch, pico_model, pico_recipe
 
 pytestmark = [  # of torch's own tracer
@@ -97,7 +97,7 @@ def test_the_fused_projection_compiles(model: GPT) -> None:
     torch.testing.assert_close(losses_and_gradients(model, looping=False), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
+@needs_interpreter
 @pytest.mark.parametrize("how", ["block", "model"])
 def test_a_model_of_fused_kernels_compiles_though_it_overwrites_its_stream(model: GPT, how: Compile) -> None:
     expected = losses_and_gradients(model, looping=True)

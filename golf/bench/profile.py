@@ -28,7 +28,7 @@ _GROUPS: tuple[tuple[str, str], ...] = (  # the first that is found in a name de
     ("communication", r"nccl|gloo|c10d::"),
     ("cross-entropy", r"^_(loss|gradient)_kernel|entropy|nll_loss|cunn_SoftMax|log_softmax|LogSoftMax"),
     ("attention", r"flash|fmha|sdpa|flex_attention|attention|_attn_"),
-    ("fused linear", r"^_(square|slope)(_product)?(_\d+)?$|linear_leaky"),
+    ("fused linear", r"^_(square|slope)(_product|_rows)?(_\d+)?$|linear_leaky"),
     (
         "GEMMs",
         r"^triton_tem_|gemm|nvjet|cutlass|cublas|splitK|gemv|^aten::(mm|addmm|bmm|baddbmm|mv|dot)$|mkldnn",

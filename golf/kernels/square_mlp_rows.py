@@ -35,6 +35,7 @@ from golf.kernels.gluon import (
     wait_for_stores,
 )
 from golf.kernels.jit import ceil_div
+from golf.kernels.tma import describable
 
 
 class Ring(NamedTuple):
@@ -480,9 +481,9 @@ def _check(long: Tensor, hidden: Tensor, ring: Ring) -> None:
 
 def _described(matrix: Tensor, rows: int, columns: int) -> Any:
     """Return the descriptor by which the TMA moves (rows, columns) of a contiguous matrix."""
-    aligned = matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()  # the TMA wants it; new memory is
+    ready = describable(matrix)
     layout = gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
-    return TensorDescriptor(aligned, list(aligned.shape), list(aligned.stride()), [rows, columns], layout)
+    return TensorDescriptor(ready, list(ready.shape), list(ready.stride()), [rows, columns], layout)
 
 
 def _launch(kernel: Any, tensors: tuple[Any, ...], long: Tensor, hidden: Tensor, number: float, ring: Ring) -> None:

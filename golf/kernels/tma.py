@@ -1,5 +1,6 @@
 """What persistent Triton products share: the tensor memory accelerator (TMA), and tiles that leave in parts."""
 
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from golf.kernels.jit import HAS_TRITON, jit, tl
 if HAS_TRITON:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
+_entered = threading.local()  # the devices whose context this thread has: `devices`, a set
 _INTERPRETED_PROGRAMS = 2  # few, so that a program walks over several tiles
 
 
@@ -37,8 +39,21 @@ def cut(tile: "Any", ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.conste
 
 def described(matrix: Tensor, block: tuple[int, int]) -> Any:
     """Return the descriptor by which the TMA moves a `block` of a contiguous `matrix` with rows of whole 16 bytes."""
-    aligned = matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()  # the TMA wants it; new memory is
-    return TensorDescriptor(aligned, list(aligned.shape), list(aligned.stride()), list(block))
+    ready = describable(matrix)
+    return TensorDescriptor(ready, list(ready.shape), list(ready.stride()), list(block))
+
+
+def describable(matrix: Tensor) -> Tensor:
+    """Return the contiguous `matrix`, or a copy where it does not begin at whole 16 bytes, for a descriptor of it.
+
+    The driver makes one in the thread's current context, which a thread of autograd's that has not started a kernel yet
+    does not have: then one is started.
+    """
+    devices: set[torch.device] = vars(_entered).setdefault("devices", set())
+    if matrix.is_cuda and matrix.device not in devices:
+        torch.zeros((), device=matrix.device)
+        devices.add(matrix.device)
+    return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
 
 def count_programs(device: torch.device, each: int) -> int:

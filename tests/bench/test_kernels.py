@@ -15,11 +15,11 @@ from golf.bench.findings import Findings
 from golf.bench.forms import find_forms
 from golf.bench.kernels import build_cases, relative_distance, time_kernels
 from golf.errors import EnvironmentUnfitError
-from golf.kernels.jit import HAS_TRITON
 from golf.kernels.norm import rms_norm
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES
 from golf.kernels.square_mlp_rows import RINGS
 from golf.kernels.table import PLAIN, Kernels, fused_kernels
+from tests.kernels.interpreter import needs_interpreter
 from tests.pico import RECORD_PARTS, pico_recipe
 
 CPU = torch.device("cpu")
@@ -138,8 +138,7 @@ def test_further_ways_are_for_a_gpu_alone() -> None:
     assert list(kernels._runs(head, {"plain": PLAIN}, on_gpu=True)) == ["plain", "chunks of 4096", "chunks of 16384"]
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets nothing where there is CUDA")
+@needs_interpreter
 @pytest.mark.parametrize("name", ["square mlp", "head and cross-entropy"])
 def test_further_ways_lead_to_the_same_results(name: str) -> None:
     sizes = SIZES._replace(tokens=3)
@@ -156,8 +155,7 @@ def test_further_ways_lead_to_the_same_results(name: str) -> None:
         torch.testing.assert_close(torch.autograd.grad(found, list(inputs.values()), upstream), gradients)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets nothing where there is CUDA")
+@needs_interpreter
 def test_every_operation_but_attention_has_a_fused_form_with_the_same_results() -> None:
     sizes = SIZES._replace(tokens=3, config=pico_recipe(*RECORD_PARTS).model)
     tables = {"plain": PLAIN, "fused": fused_kernels()}

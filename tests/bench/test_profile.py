@@ -64,17 +64,24 @@ GOLF = {
     "softcapped_ce": "cross-entropy",
     "square_mlp": "fused linear",
     "square_mlp_gemm": "fused linear",
+    "square_mlp_rows": "fused linear",
     "turn_heads": "reductions",
 }
 
 
+def is_launched(function: ast.FunctionDef, decorator: ast.expr) -> bool:
+    """Say whether a decorator makes a kernel of a function that is launched; one of Gluon's tells itself."""
+    name = ast.unparse(decorator)
+    returns_nothing = function.returns is not None and ast.unparse(function.returns) == "None"
+    return name.startswith("gluon_kernel") or (name == "jit" and returns_nothing)
+
+
 def launched_kernels() -> dict[str, list[str]]:
-    """The Triton functions that are launched, by module: those that return nothing, so other ones do not call them."""
+    """The functions that are launched, by module: of Triton's those that return nothing, so other ones do not call them."""
     found = {}
     for path in sorted(Path("golf/kernels").absolute().glob("*.py")):
         functions = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef)]
-        jitted = [node for node in functions if any(ast.unparse(one) == "jit" for one in node.decorator_list)]
-        names = [node.name for node in jitted if node.returns is not None and ast.unparse(node.returns) == "None"]
+        names = [node.name for node in functions if any(is_launched(node, one) for one in node.decorator_list)]
         if names:
             found[path.stem] = names
     return found

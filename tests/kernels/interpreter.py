@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from golf.kernels.jit import tl
+from golf.kernels.jit import HAS_TRITON, tl
+
+needs_interpreter = pytest.mark.skipif(
+    not HAS_TRITON or torch.cuda.is_available(), reason="Triton interprets kernels where there is no GPU (conftest)"
+)
 
 
 def round_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

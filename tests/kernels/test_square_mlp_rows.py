@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -174,7 +175,7 @@ def test_the_compiler_sees_the_way_as_a_constant() -> None:
     )
     with pytest.raises(ValueError, match="not on cpu"):  # once the graph runs
         compiled(n, fc, proj)
-    assert any("'rows'" in code for code in seen)
+    assert any(repr(FASTEST_ROWS.forward) in code for code in seen)
 
 
 def test_the_table_says_that_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +265,27 @@ def test_the_fused_form_goes_by_rows_where_it_is_told_to(monkeypatch: pytest.Mon
     case = given((2, 145, 80, 256, 96)).leaves(BFLOAT16)
     form = partial(fused_square_mlp, negative_slope=SLOPE, by_rows=True)
     assert_near(outcome(form, case), outcome(exact(), case.leaves(torch.float64)), 2**-6)
+
+
+@pytest.mark.gpu
+@needs_hopper
+def test_a_thread_that_has_started_nothing_yet_may_begin_with_them() -> None:
+    """As one of autograd's may: it has no CUDA context, and a tensor is described in one."""
+    n, dy, fc, proj = drawn(0, 128, 128, 64)
+    hidden, signs, dz = n.new_empty(128, 128), n.new_empty(128, 4, dtype=torch.int32), n.new_empty(128, 128)
+    square_rows(n, fc, hidden, signs, slope_squared=SLOPE**2, ring=RINGS["rows"])
+    broken: list[Exception] = []
+
+    def begin() -> None:
+        try:
+            slope_rows(dy, proj, hidden, signs, dz, below=slope_below(SLOPE), ring=RINGS["rows"])
+        except RuntimeError as error:
+            broken.append(error)
+
+    thread = Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert broken == []
 
 
 @pytest.mark.gpu

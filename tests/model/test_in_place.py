@@ -6,15 +6,15 @@ from torch import Tensor
 
 from golf.kernels import add_product, square_mlp
 from golf.kernels.add_product import can_take
-from golf.kernels.jit import HAS_TRITON
 from golf.kernels.table import PLAIN, Kernels, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
+from tests.kernels.interpreter import needs_interpreter
 from tests.model.test_hooks import Deltas, Inputs
 from tests.model.test_options import CARRY, OPTIONS, model_with
 from tests.pico import pico_batch, pico_model, pico_recipe
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
+pytestmark = needs_interpreter
 RESID = "model.resid_mix=false"  # so that a layer reads the very stream that came in
 KEPT = {
     "skips": (RESID,),

@@ -2,14 +2,14 @@
 
 import pytest
 
-from golf.kernels.jit import HAS_TRITON
 from golf.kernels.table import Kernels, fused_kernels
+from tests.kernels.interpreter import needs_interpreter
 from tests.session_tools import Place
 
 SHORT = ("schedule.iterations=3", "average.shadow_snapshots=0", "quant.calibration_batches=1")
 WIDER = ("eval.batch_tokens=304",)  # all of the validation tokens at once
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
+pytestmark = needs_interpreter
 
 
 def test_it_ends_where_the_plain_run_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
