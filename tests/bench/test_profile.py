@@ -77,7 +77,7 @@ def is_launched(function: ast.FunctionDef, decorator: ast.expr) -> bool:
 
 
 def launched_kernels() -> dict[str, list[str]]:
-    """The functions that are launched, by module: of Triton's those that return nothing, so other ones do not call them."""
+    """The functions that are launched, by module; Triton's return nothing then, so that no other one calls them."""
     found = {}
     for path in sorted(Path("golf/kernels").absolute().glob("*.py")):
         functions = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef)]

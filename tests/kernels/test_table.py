@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.kernels.jit import HAS_TRITON
 from golf.kernels.table import PLAIN, Kernels, choose_kernels, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
+from tests.kernels.interpreter import needs_interpreter
 from tests.pico import RECORD_PARTS, pico_batch, pico_model, pico_recipe
 
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
 CPU = torch.device("cpu")
 RECIPE = pico_recipe(*RECORD_PARTS)
 
@@ -26,7 +25,7 @@ def losses_and_gradients(model: GPT, kernels: Kernels, *, looping: bool) -> dict
     return {"losses": losses.detach(), **gradients}
 
 
-@needs_triton
+@needs_interpreter
 @pytest.mark.parametrize("looping", [False, True])
 @pytest.mark.parametrize(
     "changes",
@@ -48,7 +47,7 @@ def test_a_model_of_fused_kernels_is_the_plain_model(changes: tuple[str, ...], l
         assert float((found[name] - value).norm()) <= 2e-5 * float(value.norm()) + 1e-8 * float(whole), name
 
 
-@needs_triton
+@needs_interpreter
 def test_in_bfloat16_the_fused_model_is_as_near_to_float64_as_the_plain_one() -> None:
     """At most twice as far, the whole gradient together."""
     model = pico_model(RECIPE)
