@@ -31,8 +31,11 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is there, no rank makes it
         "TORCHELASTIC_RESTART_COUNT": 0,
     }
-    threads = {_THREADS: str(share_of_cores(size))}  # ranks that take all cores each crawl
-    return threads | os.environ | {key: str(value) for key, value in settings.items()}
+    defaults = {
+        _THREADS: str(share_of_cores(size)),  # ranks that take all cores each crawl
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # when a rank is lost, the others say so; torch's warnings would bury it
+    }
+    return defaults | os.environ | {key: str(value) for key, value in settings.items()}
 
 
 def share_of_cores(size: int) -> int:

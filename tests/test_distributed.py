@@ -166,6 +166,16 @@ def test_ranks_share_the_cores(cores: int, size: int, threads: str, monkeypatch:
     assert rank_environment(0, size, 1)["OMP_NUM_THREADS"] == "3"
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "ERROR"), ("INFO", "INFO")])
+def test_ranks_leave_torchs_warnings_out_unless_they_are_wanted(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", before)
+    assert rank_environment(0, 2, 1)["TORCH_CPP_LOG_LEVEL"] == after
+
+
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
 def test_flash_attention_keeps_its_compiled_kernels_unless_the_user_says_otherwise(
     before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
