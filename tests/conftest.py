@@ -1,11 +1,14 @@
 """Options and fixtures shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+if "--gpu" not in sys.argv:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA is first asked for: the suite is the same on every machine
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # is read when a kernel is declared: before any of golf's is imported
 
@@ -17,6 +20,7 @@ _RECORDED = pytest.StashKey[Path]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=12, help="how often each kill test kills its writer")
+    parser.addoption("--gpu", action="store_true", help="let tests see the GPUs; try `--gpu -m gpu`")
     parser.addoption("--recorded", type=Path, help="folder of recorded reference data; `--fixtures DIR` says the same")
 
 
