@@ -43,6 +43,17 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return recipe_from_dict(_override(recipe.to_dict(), overrides))
 
 
+def compute_otherwise(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return `recipe` with `run.key=value` overrides, which say how a model computes and not what it is.
+
+    Raises UsageError for a change of anything else.
+    """
+    changed = override_recipe(recipe, overrides)
+    if dataclasses.replace(changed, run=recipe.run) != recipe:
+        raise UsageError("only run.… can be --set for weights that are there; the rest is what they were trained as")
+    return changed
+
+
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     found = resources.files("golf.recipes").iterdir()

@@ -8,15 +8,31 @@ from golf.cli import echo_json, gpus_option, is_launched, json_option
 
 
 @click.command(
-    epilog="Examples: golf evaluate demo-1 · golf evaluate demo-1@pre_loop · golf evaluate demo-1 --artifact"
+    epilog="Examples: golf evaluate demo-1@pre_loop · golf evaluate demo-1 --artifact · "
+    "golf evaluate demo-1 --set run.kernels=plain"
 )
 @click.argument("run", metavar="RUN[@BOUNDARY]")
 @click.option("--artifact", is_flag=True, help="Score the run's artifact file instead of the checkpoint.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: the run's]")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="run.KEY=VALUE",
+    help="Compute otherwise than the run did, with other kernels say; may be given again.",
+)
 @gpus_option
 @json_option
-def command(run: str, artifact: bool, data: Path | None, root: Path, processes: int, as_json: bool) -> None:
+def command(
+    run: str,
+    artifact: bool,
+    data: Path | None,
+    root: Path,
+    overrides: tuple[str, ...],
+    processes: int,
+    as_json: bool,
+) -> None:
     """Score RUN: every validation token once, bits (numerator) and bytes (denominator) shown.
 
     The score is the same to the last bit on any number of GPUs of a kind.
@@ -25,12 +41,14 @@ def command(run: str, artifact: bool, data: Path | None, root: Path, processes: 
         return
     from golf.distributed import open_world
     from golf.log import Log
+    from golf.recipe import compute_otherwise
     from golf.session import FinishedRun, open_finished_run, open_run
     from golf.workbench import Workbench, artifact_weights, checkpoint_weights
 
     opened = open_finished_run(run, root=root, data=data) if artifact else open_run(run, root=root, data=data)
+    recipe = compute_otherwise(opened.recipe, overrides)
     with open_world() as world, Log(rank=world.rank) as log:
-        bench = Workbench.build(opened.recipe, opened.dataset, world, looping=opened.looping)
+        bench = Workbench.build(recipe, opened.dataset, world, looping=opened.looping)
         log.note(bench.model.kernels.sentence())
         like = bench.model.state_dict()
         if isinstance(opened, FinishedRun):

@@ -38,6 +38,34 @@ def test_the_terminal_says_what_was_scored_and_the_same_numbers(
     assert f"val_bpb   {score['val_bpb']:.6f} = {score['bits']:,.1f} bits / {score['bytes']:,} bytes" in said.out
 
 
+def test_weights_can_be_scored_by_other_kernels_than_they_were_trained_by(
+    finished: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", "done", "--root", finished.root, "--json")
+    score = golf(capsys, *words).json
+    again = golf(capsys, *words, "--set", "run.dtype=bfloat16", "--set", "run.kernels=plain").json
+    assert score["kernels"] == again["kernels"] == "plain PyTorch"
+    assert again["val_loss"] != score["val_loss"]  # the dtype was another
+    assert again["val_loss"] == pytest.approx(score["val_loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "sentence"),
+    [
+        ("run.attention=fa3", 4, 'attention "fa3" cannot be used'),
+        ("model.logit_softcap=20", 2, "only run.… can be --set for weights that are there"),
+        ("run.colour=red", 2, "colour"),
+        ("run.kernels", 2, "write table.key=value"),
+    ],
+)
+def test_what_cannot_be_computed_otherwise_is_refused(
+    finished: Place, capsys: pytest.CaptureFixture[str], change: str, code: int, sentence: str
+) -> None:
+    said = golf(capsys, "evaluate", "done", "--root", finished.root, "--set", change)
+    assert said.code == code
+    assert sentence in said.err
+
+
 @pytest.mark.parametrize(
     ("words", "looping"),
     [(["done@init"], False), (["done@pre_loop"], False), (["done@frac_50"], True), (["done"], True)],
