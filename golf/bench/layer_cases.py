@@ -16,6 +16,7 @@ from golf.kernels.square_mlp import MATMUL, Ways, can_go_by_rows, square_mlp_by
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES, GRAIN
 from golf.kernels.square_mlp_rows import RINGS, why_not
 from golf.model.rotary import rotary_table
+from golf.model_config import ModelConfig
 
 
 def layer_cases(sizes: Sizes) -> list[Case]:
@@ -27,6 +28,7 @@ def layer_cases(sizes: Sizes) -> list[Case]:
         _project(sizes),
         _turn_heads(sizes),
         _exclude(sizes),
+        _scale_rows(config),
         *([_square_mlp(sizes)] if is_square else []),
     ]
 
@@ -108,6 +110,19 @@ def _exclude(sizes: Sizes) -> Case:
 
     backward = Work(3 * y + 2 * v + 2 * gates)
     return Case("exclude", "exclude", make, call, Work(2 * y + v + gates), backward)
+
+
+def _scale_rows(config: ModelConfig) -> Case:
+    shape = config.model_dim, config.hidden_dim(0)  # the MLP's last matrix
+    weight, scaled = (torch.Size(shape).numel() * dtype.itemsize for dtype in (torch.float32, torch.bfloat16))
+
+    def make(draw: Draw) -> Inputs:
+        return {"weight": draw.parameter(*shape), "gain": draw.parameter(shape[0])}
+
+    def call(scale_rows: Any, x: Inputs) -> Outputs:
+        return (scale_rows(x["weight"], x["gain"], torch.bfloat16),)
+
+    return Case("scale rows", "scale_rows", make, call, Work(weight + scaled), Work(scaled + 2 * weight))
 
 
 def _square_mlp(sizes: Sizes) -> Case:

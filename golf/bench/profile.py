@@ -35,7 +35,7 @@ _GROUPS: tuple[tuple[str, str], ...] = (  # the first that is found in a name de
     ),
     ("fills and copies", r"Memcpy|Memset|FillFunctor|fill_|copy|CatArray|^aten::(zero_|cat|clone|index)"),
     ("reductions", r"^_(mix|norm|turn|exclude)(_|$)|reduce_kernel|[nN]orm|^aten::(sum|mean)$"),
-    ("pointwise", r"elementwise|multi_tensor_apply|^aten::(add|mul|sub|div|pow|where|lerp|neg|rsqrt)"),
+    ("pointwise", r"^_scale_rows|elementwise|multi_tensor_apply|^aten::(add|mul|sub|div|pow|where|lerp|neg|rsqrt)"),
 )
 
 

@@ -20,6 +20,7 @@ from golf.kernels.jit import HAS_TRITON
 from golf.kernels.mix import fused_mix, fused_mix_norm, plain_mix, plain_mix_norm
 from golf.kernels.norm import fused_norm, fused_stream_norm, plain_norm, plain_stream_norm
 from golf.kernels.project import fused_project, plain_project
+from golf.kernels.scale_rows import fused_scale_rows, plain_scale_rows
 from golf.kernels.softcapped_ce import fused_softcapped_cross_entropy, softcapped_cross_entropy
 from golf.kernels.square_mlp import can_go_by_rows, fused_square_mlp, plain_square_mlp
 from golf.kernels.turn_heads import Heads, fused_turn_heads, plain_turn_heads
@@ -43,6 +44,12 @@ class StreamNormFunction(Protocol):
     """See `golf.kernels.norm`."""
 
     def __call__(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]: ...
+
+
+class ScaleRowsFunction(Protocol):
+    """See `golf.kernels.scale_rows`."""
+
+    def __call__(self, weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor: ...
 
 
 class AddProductFunction(Protocol):
@@ -110,6 +117,7 @@ class Kernels:
     stream_norm: StreamNormFunction
     mix: MixFunction
     mix_norm: MixNormFunction
+    scale_rows: ScaleRowsFunction
     add_product: AddProductFunction
     project: ProjectFunction
     turn_heads: TurnFunction
@@ -134,6 +142,7 @@ PLAIN = Kernels(
     stream_norm=plain_stream_norm,
     mix=plain_mix,
     mix_norm=plain_mix_norm,
+    scale_rows=plain_scale_rows,
     add_product=plain_add_product,
     project=plain_project,
     turn_heads=plain_turn_heads,
@@ -173,6 +182,7 @@ def fused_kernels(*, mlp_by_rows: bool = False) -> Kernels:
         stream_norm=fused_stream_norm,
         mix=fused_mix,
         mix_norm=fused_mix_norm,
+        scale_rows=fused_scale_rows,
         add_product=fused_add_product,
         project=fused_project,
         turn_heads=fused_turn_heads,

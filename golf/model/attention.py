@@ -64,7 +64,7 @@ class Attention(nn.Module):
             y = y * gates[..., None]
         y = y.flatten(2)  # (B, T, C)
         hooks.show(f"{self.tap}.proj", y)
-        return hooks.adapt(slot, "o", self.proj.add_to(onto, y, gain, kernels.add_product), n, gain)
+        return hooks.adapt(slot, "o", self.proj.add_to(onto, y, gain, kernels), n, gain)
 
     def _input_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """Return the matrices that multiply the input: q's, k's, v's, and the gate's if it reads the input."""

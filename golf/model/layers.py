@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from golf.kernels.table import AddProductFunction
+from golf.kernels.table import Kernels
 
 
 class Linear(nn.Linear):
@@ -17,18 +17,22 @@ class Linear(nn.Linear):
         """Return the matrix (out, in) that multiplies the input."""
         return self.weight
 
-    def weight_as(self, dtype: torch.dtype, gain: Tensor | None = None) -> Tensor:
-        """Return the matrix (out, in) as `dtype`; a `gain` (out,) of the output is multiplied into its rows before.
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix (out, in) as `dtype`."""
+        return self.acting_weight().to(dtype)
+
+    def gained_weight(self, gain: Tensor, dtype: torch.dtype, kernels: Kernels) -> Tensor:
+        """Return the matrix (out, in) as `dtype`, the `gain` (out,) of the output multiplied into its rows before.
 
         So the gain's gradient is a product of matrices, not a sum over tokens, and the unscaled output is never stored.
         """
-        weight = self.acting_weight()
-        return (weight if gain is None else gain[:, None] * weight).to(dtype)
+        return kernels.scale_rows(self.acting_weight(), gain, dtype)
 
-    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
-        """Map (..., in) to (..., out), times `gain` (out,) if there is one."""
-        return F.linear(x, self.weight_as(x.dtype, gain))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return F.linear(x, self.weight_as(x.dtype))
 
-    def add_to(self, stream: Tensor | None, x: Tensor, gain: Tensor, add: AddProductFunction) -> Tensor:
-        """Return `stream` (..., out), which is spent, plus what `forward` gives, which comes alone without a stream."""
-        return self(x, gain) if stream is None else add(stream, x, self.weight_as(x.dtype, gain))
+    def add_to(self, stream: Tensor | None, x: Tensor, gain: Tensor, kernels: Kernels) -> Tensor:
+        """Return `stream` (..., out), which is spent, plus `gain` (out,) times what `forward` gives, or that alone."""
+        weight = self.gained_weight(gain, x.dtype, kernels)
+        return F.linear(x, weight) if stream is None else kernels.add_product(stream, x, weight)

@@ -52,26 +52,27 @@ class MLP(nn.Module):
         assert isinstance(self.fc, Linear)
         assert isinstance(self.proj, Linear)
         assert isinstance(self.activation, LeakyReluSquare)
-        weights = self.fc.weight_as(n.dtype), self.proj.weight_as(n.dtype, gain)
+        kernels = context.kernels
+        weights = self.fc.weight_as(n.dtype), self.proj.gained_weight(gain, n.dtype, kernels)
         slope = self.activation.negative_slope
-        y, hidden = context.kernels.square_mlp(n, *weights, negative_slope=slope, onto=onto)
+        y, hidden = kernels.square_mlp(n, *weights, negative_slope=slope, onto=onto)
         hooks.show(f"{self.tap}.proj", hidden)
         return y
 
     def _general(
         self, n: Tensor, context: Context, hooks: Hooks, visit: Visit, gain: Tensor, onto: Tensor | None
     ) -> Tensor:
-        z, add = _apply(self.fc, n, hooks), context.kernels.add_product  # (B, T, F)
+        z, kernels = _apply(self.fc, n, hooks), context.kernels  # (B, T, F)
         if self.fc_passes is not None:
             z = z + self.fc_passes.of(visit.pass_index)(n, hooks)
         hidden = self.activation(z) if self.fc_gate is None else self.activation(_apply(self.fc_gate, n, hooks)) * z
         hooks.show(f"{self.tap}.proj", hidden)
         if isinstance(self.proj, LowRank):
-            y = self.proj.add_to(onto, hidden, gain, add, hooks=hooks)
+            y = self.proj.add_to(onto, hidden, gain, kernels, hooks=hooks)
         else:
-            y = self.proj.add_to(onto, hidden, gain, add)
+            y = self.proj.add_to(onto, hidden, gain, kernels)
         if self.proj_passes is not None:
-            y = self.proj_passes.of(visit.pass_index).add_to(y, hidden, gain, add, hooks=hooks)
+            y = self.proj_passes.of(visit.pass_index).add_to(y, hidden, gain, kernels, hooks=hooks)
         return y
 
     def _map(self, config: ModelConfig, name: str, in_features: int, out_features: int) -> Linear | LowRank:

@@ -23,6 +23,7 @@ KEPT = {
     "project": ("n", "0", "1", "2", "3"),
     "turn heads": ("q", "k"),
     "exclude": ("y", "v", "gates"),
+    "scale rows": ("weight",),
     "square mlp": ("n", "fc", "proj"),
     "norm": ("y",),
     "stream norm": ("y",),

@@ -61,6 +61,7 @@ GOLF = {
     "exclude": "reductions",
     "mix_kernels": "reductions",
     "norm": "reductions",
+    "scale_rows": "pointwise",
     "softcapped_ce": "cross-entropy",
     "square_mlp": "fused linear",
     "square_mlp_gemm": "fused linear",

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from golf.kernels.table import AddProductFunction
+from golf.kernels.table import Kernels
 from golf.model.hooks import Hooks
 from golf.model.layers import Linear
 
@@ -21,11 +21,9 @@ class LowRank(nn.Module):
         wide: Tensor = self.up(self._thin(x, hooks))
         return wide
 
-    def add_to(
-        self, stream: Tensor | None, x: Tensor, gain: Tensor, add: AddProductFunction, *, hooks: Hooks
-    ) -> Tensor:
+    def add_to(self, stream: Tensor | None, x: Tensor, gain: Tensor, kernels: Kernels, *, hooks: Hooks) -> Tensor:
         """Return `stream` (..., out), which is spent, plus `gain` (out,) times what `forward` gives, or that alone."""
-        return self.up.add_to(stream, self._thin(x, hooks), gain, add)
+        return self.up.add_to(stream, self._thin(x, hooks), gain, kernels)
 
     def _thin(self, x: Tensor, hooks: Hooks) -> Tensor:
         """Return what lies between the matrices, (..., r)."""

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from golf.kernels.add_product import plain_add_product
 from golf.kernels.table import PLAIN
 from golf.model.context import Context
 from golf.model.hooks import Hooks
@@ -27,7 +26,7 @@ def test_it_is_the_product_of_its_matrices() -> None:
 def test_its_product_is_scaled_and_added_to_a_stream(has_stream: bool) -> None:
     part, gain, x = LowRank(7, 5, 2, tap="t"), torch.randn(5), torch.randn(3, 7)
     stream = torch.randn(3, 5) if has_stream else None
-    found = part.add_to(stream, x, gain, plain_add_product, hooks=Hooks())
+    found = part.add_to(stream, x, gain, PLAIN, hooks=Hooks())
     expected = gain * part(x, Hooks()) + (0 if stream is None else stream)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
