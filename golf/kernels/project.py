@@ -17,8 +17,8 @@ GRAIN = 8  # channels: rows of a length that is no multiple are read by cuBLAS's
 
 
 def plain_project(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return x[..., :W] w^T for every w (out, W) of `weights`, W at most C; x (B, T, C) has the weights' dtype."""
-    return tuple(F.linear(x[..., : weight.shape[1]], weight) for weight in weights)
+    """Return x[..., :W] w^T for every w (out, W) of `weights`, W at most C, cast to the dtype of x (B, T, C)."""
+    return tuple(F.linear(x[..., : weight.shape[1]], weight.to(x.dtype)) for weight in weights)
 
 
 def fused_project(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -30,8 +30,8 @@ def fused_project(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """
     width = x.shape[-1]
     whole = [weight for weight in weights if weight.shape[1] == width]
-    narrow = [_with_whole_columns(weight, width) for weight in weights if weight.shape[1] < width]
-    stacked = torch.cat(whole) if whole else weights[0].new_empty(0, width)
+    narrow = [_with_whole_columns(weight.to(x.dtype), width) for weight in weights if weight.shape[1] < width]
+    stacked = torch.cat(whole).to(x.dtype) if whole else x.new_empty(0, width)  # one cast each way
     rows = [len(weight) for weight in whole]
     outputs = iter(_Project.apply(rows, x, stacked, *narrow))  # type: ignore[no-untyped-call]  # torch leaves it
     by_kind = [next(outputs) for _ in rows], list(outputs)

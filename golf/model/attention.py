@@ -48,7 +48,7 @@ class Attention(nn.Module):
         """
         kernels = context.kernels
         hooks.show(self.tap, n)
-        flat_q, flat_k, flat_v, *scores = kernels.project(n, self._input_weights(n.dtype))
+        flat_q, flat_k, flat_v, *scores = kernels.project(n, self._input_weights())
         flat_q = hooks.adapt(slot, "q", flat_q, n)  # (B, T, C)
         k = self._heads(hooks.adapt(slot, "k", flat_k, n))  # (B, T, K, D)
         v = self._heads(hooks.adapt(slot, "v", flat_v, n))
@@ -66,11 +66,11 @@ class Attention(nn.Module):
         hooks.show(f"{self.tap}.proj", y)
         return hooks.adapt(slot, "o", self.proj.add_to(onto, y, gain, kernels), n, gain)
 
-    def _input_weights(self, dtype: torch.dtype) -> list[Tensor]:
+    def _input_weights(self) -> list[Tensor]:
         """Return the matrices that multiply the input: q's, k's, v's, and the gate's if it reads the input."""
-        weights = [linear.weight_as(dtype) for linear in (self.c_q, self.c_k, self.c_v)]
+        weights = [linear.acting_weight() for linear in (self.c_q, self.c_k, self.c_v)]
         if self.gate is not None and self.gate.reads_input:
-            weights.append(self.gate.weight.to(dtype))
+            weights.append(self.gate.weight)
         return weights
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Several linear maps of one input: one product for those of the whole input, and two for their gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,6 +120,19 @@ def test_an_output_that_nothing_reads_has_no_part_in_the_gradients() -> None:
         found = torch.autograd.grad(fused_project(x, weights)[used].sum(), [x, *weights])
         expected = torch.autograd.grad(plain_project(x, weights)[used].sum(), [x, *weights], materialize_grads=True)
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("form", [plain_project, fused_project])
+def test_weights_are_cast_to_the_dtype_of_what_they_multiply(form: Callable[..., tuple[Tensor, ...]]) -> None:
+    x, weights = case(torch.bfloat16)
+    high = [weight.detach().double().requires_grad_() for weight in weights]
+    found, expected = form(x, high), form(x, weights)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    by_high, by_low = gradients(found, high), gradients(expected, weights)
+    for one, other in zip(by_high, by_low, strict=True):
+        assert one.dtype == torch.float64
+        assert torch.equal(one, other.double())
 
 
 @pytest.mark.parametrize("wants", [(True, True), (True, False), (False, True)])
