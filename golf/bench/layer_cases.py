@@ -16,7 +16,6 @@ from golf.kernels.square_mlp import MATMUL, Ways, can_go_by_rows, square_mlp_by
 from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES, GRAIN
 from golf.kernels.square_mlp_rows import RINGS, why_not
 from golf.model.rotary import rotary_table
-from golf.model_config import ModelConfig
 
 
 def layer_cases(sizes: Sizes) -> list[Case]:
@@ -28,7 +27,7 @@ def layer_cases(sizes: Sizes) -> list[Case]:
         _project(sizes),
         _turn_heads(sizes),
         _exclude(sizes),
-        _scale_rows(config),
+        _scale_rows(sizes),
         *([_square_mlp(sizes)] if is_square else []),
     ]
 
@@ -112,15 +111,15 @@ def _exclude(sizes: Sizes) -> Case:
     return Case("exclude", "exclude", make, call, Work(2 * y + v + gates), backward)
 
 
-def _scale_rows(config: ModelConfig) -> Case:
-    shape = config.model_dim, config.hidden_dim(0)  # the MLP's last matrix
-    weight, scaled = (torch.Size(shape).numel() * dtype.itemsize for dtype in (torch.float32, torch.bfloat16))
+def _scale_rows(sizes: Sizes) -> Case:
+    shape = sizes.config.model_dim, sizes.config.hidden_dim(0)  # the MLP's last matrix
+    weight, scaled = (torch.Size(shape).numel() * dtype.itemsize for dtype in (torch.float32, sizes.dtype))
 
     def make(draw: Draw) -> Inputs:
         return {"weight": draw.parameter(*shape), "gain": draw.parameter(shape[0])}
 
     def call(scale_rows: Any, x: Inputs) -> Outputs:
-        return (scale_rows(x["weight"], x["gain"], torch.bfloat16),)
+        return (scale_rows(x["weight"], x["gain"], sizes.dtype),)
 
     return Case("scale rows", "scale_rows", make, call, Work(weight + scaled), Work(scaled + 2 * weight))
 

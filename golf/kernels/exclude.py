@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf.kernels.jit import ceil_div, jit, next_power_of_2, tl
-from golf.kernels.turn_heads import as_tokens
+from golf.kernels.turn_kernels import as_tokens
 
 EPS = 1e-12  # a shorter value counts as one of this length
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

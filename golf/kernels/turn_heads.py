@@ -9,14 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from golf.kernels.jit import ceil_div, jit, next_power_of_2, tl
-from golf.kernels.norm import EPS, rms_norm
+from golf.kernels.norm import rms_norm
+from golf.kernels.turn_kernels import launch_turn, launch_turn_back
 
-# Tuned on an H200; what is near takes within 3 % of it.
-FORWARD_TILE = 2048  # channels a program
-BACKWARD_TILE = 2048  # channels a program and turn of its loop
-BACKWARD_PROGRAMS = 8 * 132  # at most, if H divides it; each writes one row of partial sums
-WARPS = 4
 MAX_HEADS = 2**30  # of all tokens: they are counted in 32 bits, their channels in 64
 
 
@@ -57,163 +52,11 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, nor
     return x if gain is None else x * gain.to(x.dtype)[:, None]
 
 
-def as_tokens(heads: Tensor) -> Tensor:
-    """Flatten heads (B, T, H, D) to (B*T, H, D) whose tokens are contiguous each, one stride apart; copy if need be."""
-    flat = heads.flatten(0, 1)
-    return flat if flat.stride()[1:] == (flat.shape[2], 1) else flat.contiguous()
-
-
-@jit
-def _pairs(SIZE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr) -> Any:
-    """Deal a head's channels into two tiles, so that the two of a turned pair meet in one thread; the rest is halved.
-
-    Returns the channels of either and which of them there are; (1, PAIRS) all.
-    """
-    rest: tl.constexpr = (SIZE - 2 * HALF + 1) // 2
-    pair = tl.arange(0, PAIRS)[None, :]
-    first = tl.where(pair < HALF, pair, pair + HALF)
-    second = tl.where(pair < HALF, pair + HALF, pair + (HALF + rest))
-    return first, second, pair < HALF + rest, second < SIZE
-
-
-@jit
-def _angles(
-    cos: "Any", sin: "Any", token: "Any", valid: "Any", HALF: tl.constexpr, PAIRS: tl.constexpr, dtype: "Any"
-) -> Any:
-    """Load cosines and sines (ROWS, PAIRS) of positions (ROWS, 1), rounded to dtype; 1 and 0 where nothing turns."""
-    pair = tl.arange(0, PAIRS)[None, :]
-    offset = token.to(tl.int64) * HALF + pair
-    turned = valid & (pair < HALF)
-    c = tl.load(cos + offset, mask=turned, other=1.0)
-    s = tl.load(sin + offset, mask=turned, other=0.0)
-    return c.to(dtype).to(tl.float32), s.to(dtype).to(tl.float32)
-
-
-@jit
-def _turn(
-    heads: "Any",  # (N, H, D), N = B * T
-    cos: "Any",  # (T, R)
-    sin: "Any",
-    gain: "Any",  # (H,) or None
-    out: "Any",  # (N, H, D)
-    rows: "Any",  # N * H
-    stride: "Any",  # of a token in `heads`
-    tokens: "Any",  # T
-    EPS: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HEADS: tl.constexpr,
-    SIZE: tl.constexpr,
-    HALF: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ROWS: tl.constexpr,
-) -> None:
-    first, second, has_first, has_second = _pairs(SIZE, HALF, PAIRS)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    valid = row < rows
-    token, head = row // HEADS, row % HEADS
-    source = heads + token.to(tl.int64) * stride + head * SIZE
-    u = tl.load(source + first, mask=valid & has_first, other=0.0).to(tl.float32)
-    w = tl.load(source + second, mask=valid & has_second, other=0.0).to(tl.float32)
-    dtype: tl.constexpr = out.dtype.element_ty
-    c, s = _angles(cos, sin, token % tokens, valid, HALF, PAIRS, dtype)
-    factor = tl.full((ROWS, 1), 1.0, tl.float32)
-    if NORMALIZE:
-        factor = tl.rsqrt(tl.sum(u * u + w * w, axis=1, keep_dims=True) / SIZE + EPS)
-    if gain is not None:
-        factor *= tl.load(gain + head, mask=valid, other=0.0).to(dtype).to(tl.float32)
-    target = out + row.to(tl.int64) * SIZE
-    tl.store(target + first, ((u * c + w * s) * factor).to(dtype), mask=valid & has_first)
-    tl.store(target + second, ((w * c - u * s) * factor).to(dtype), mask=valid & has_second)
-
-
-@jit
-def _turn_back(
-    gradient: "Any",  # (N, H, D)
-    heads: "Any",  # (N, H, D)
-    cos: "Any",  # (T, R)
-    sin: "Any",
-    gain: "Any",  # (H,) or None
-    d_heads: "Any",  # (N, H, D)
-    partial: "Any",  # (programs * ROWS,), entry i of head i % H
-    of_v: "Any",  # (N, H, D), v's gradients; None: there are fewer
-    of_same_v: "Any",
-    d_v: "Any",  # (N, H, D), their sum
-    rows: "Any",  # N * H
-    gradient_stride: "Any",  # of a token, as all strides
-    stride: "Any",
-    of_v_stride: "Any",
-    of_same_v_stride: "Any",
-    result_stride: "Any",  # in `d_heads` and `d_v`
-    tokens: "Any",  # T
-    EPS: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HEADS: tl.constexpr,
-    SIZE: tl.constexpr,
-    HALF: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ROWS: tl.constexpr,
-) -> None:
-    """Walk the heads in steps that are a multiple of H rows: a program's i-th row stays with one head.
-
-    Keys take the gradients of the values along, which have as many heads.
-    """
-    first, second, has_first, has_second = _pairs(SIZE, HALF, PAIRS)
-    dtype: tl.constexpr = d_heads.dtype.element_ty
-    lane = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    head = lane % HEADS
-    factor = tl.full((ROWS, 1), 1.0, tl.float32)
-    if gain is not None:
-        factor = tl.load(gain + head).to(dtype).to(tl.float32)
-    total = tl.zeros((ROWS, 1), tl.float32)
-    for start in range(0, rows - tl.program_id(0) * ROWS, tl.num_programs(0) * ROWS):
-        row = lane + start
-        valid = row < rows
-        token = row // HEADS
-        incoming = gradient + token.to(tl.int64) * gradient_stride + head * SIZE
-        source = heads + token.to(tl.int64) * stride + head * SIZE
-        g_u = tl.load(incoming + first, mask=valid & has_first, other=0.0).to(tl.float32)
-        g_w = tl.load(incoming + second, mask=valid & has_second, other=0.0).to(tl.float32)
-        u = tl.load(source + first, mask=valid & has_first, other=0.0).to(tl.float32)
-        w = tl.load(source + second, mask=valid & has_second, other=0.0).to(tl.float32)
-        c, s = _angles(cos, sin, token % tokens, valid, HALF, PAIRS, dtype)
-        d_u = g_u * c - g_w * s
-        d_w = g_w * c + g_u * s
-        along = tl.sum(d_u * u + d_w * w, axis=1, keep_dims=True)
-        scale = factor
-        if NORMALIZE:  # with n = x r, r = 1/|x|: d_x = r (d_n - n mean(d_n n))
-            rstd = tl.rsqrt(tl.sum(u * u + w * w, axis=1, keep_dims=True) / SIZE + EPS)
-            shrink = along * rstd * rstd / SIZE
-            d_u -= u * shrink
-            d_w -= w * shrink
-            along *= rstd
-            scale = factor * rstd
-        total += along
-        result = token.to(tl.int64) * result_stride + head * SIZE
-        tl.store(d_heads + result + first, (d_u * scale).to(dtype), mask=valid & has_first)
-        tl.store(d_heads + result + second, (d_w * scale).to(dtype), mask=valid & has_second)
-        if d_v is not None:
-            channel = tl.arange(0, 2 * PAIRS)[None, :]
-            inside = valid & (channel < SIZE)
-            total_v = tl.load(of_v + token.to(tl.int64) * of_v_stride + head * SIZE + channel, mask=inside, other=0.0)
-            total_v = total_v.to(tl.float32)
-            if of_same_v is not None:
-                more = of_same_v + token.to(tl.int64) * of_same_v_stride + head * SIZE
-                total_v += tl.load(more + channel, mask=inside, other=0.0).to(tl.float32)
-            tl.store(d_v + result + channel, total_v.to(dtype), mask=inside)
-    if gain is not None:
-        tl.store(partial + lane, total)
-
-
 @torch.library.custom_op("golf::turn_heads", mutates_args=())
 def _turn_op(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, normalize: bool) -> Tensor:
     out = heads.new_empty(heads.shape)
-    if not heads.numel():
-        return out
-    rows, tokens = heads.shape[:3].numel(), heads.shape[1]
-    shape = _constants(heads, cos, tile=FORWARD_TILE, normalize=normalize)
-    tensors = as_tokens(heads), cos.contiguous(), sin.contiguous(), _contiguous(gain)
-    grid = ceil_div(rows, shape["ROWS"])
-    _turn[grid,](*tensors, out, rows, tensors[0].stride(0), tokens, **shape, num_warps=WARPS)
+    if heads.numel():
+        launch_turn(heads, (cos, sin), out, gain, normalize=normalize)
     return out
 
 
@@ -238,52 +81,15 @@ def _turn_back_op(
     if not joint.numel():
         return joint, d_gain.zero_()
     d_q, d_k, d_v = joint.split([q.shape[2], k.shape[2], k.shape[2]], dim=2)
-    tables = cos.contiguous(), sin.contiguous()
-    _launch_back(of_q, q, tables, d_q, _contiguous(gain), d_gain, normalize=normalize)
-    _launch_back(of_k, k, tables, d_k, None, None, normalize=normalize, of_v=of_v, d_v=d_v)
+    tables = cos, sin
+    launch_turn_back(of_q, q, tables, d_q, gain, d_gain, normalize=normalize)
+    launch_turn_back(of_k, k, tables, d_k, None, None, normalize=normalize, of_v=of_v, d_v=d_v)
     return joint, d_gain
-
-
-def _launch_back(
-    gradient: Tensor,
-    heads: Tensor,
-    tables: tuple[Tensor, Tensor],
-    result: Tensor,
-    gain: Tensor | None,
-    d_gain: Tensor | None,
-    *,
-    normalize: bool,
-    of_v: Sequence[Tensor] = (),
-    d_v: Tensor | None = None,
-) -> None:
-    """Write the gradient of `heads` into `result` and the gain's into `d_gain`; the sum of v's, `of_v`, into `d_v`."""
-    rows, (tokens, count) = heads.shape[:3].numel(), heads.shape[1:3]
-    shape = _constants(heads, tables[0], tile=BACKWARD_TILE, normalize=normalize)
-    programs = ceil_div(min(ceil_div(rows, shape["ROWS"]), BACKWARD_PROGRAMS), count) * count
-    partial = heads.new_empty(0 if gain is None else programs * shape["ROWS"], dtype=torch.float32)
-    gradient, heads, *of_v = (as_tokens(x) for x in (gradient, heads, *of_v))
-    values = (*of_v, *[None] * (2 - len(of_v)), d_v)
-    strides = [0 if x is None else x.stride(0) for x in (gradient, heads, *values[:2])]
-    sizes = (rows, *strides, result.stride(1), tokens)
-    _turn_back[programs,](gradient, heads, *tables, gain, result, partial, *values, *sizes, **shape, num_warps=WARPS)
-    if d_gain is not None and gain is not None:
-        torch.sum(partial.view(-1, count), 0, out=d_gain)
 
 
 def _empty_gradients(q: Tensor, k: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:
     joint = q.new_empty(*q.shape[:2], q.shape[2] + 2 * k.shape[2], q.shape[3])
     return joint, q.new_empty(0 if gain is None else q.shape[2], dtype=torch.float32)
-
-
-def _contiguous(gain: Tensor | None) -> Tensor | None:
-    return None if gain is None else gain.contiguous()
-
-
-def _constants(heads: Tensor, cos: Tensor, *, tile: int, normalize: bool) -> dict[str, Any]:
-    """Return what the kernels are compiled for."""
-    size, pairs = heads.shape[3], next_power_of_2(ceil_div(heads.shape[3], 2))
-    sizes = {"HEADS": heads.shape[2], "SIZE": size, "HALF": cos.shape[-1], "PAIRS": pairs}
-    return {"EPS": EPS, "NORMALIZE": normalize, **sizes, "ROWS": max(1, tile // (2 * pairs))}
 
 
 @_turn_op.register_fake

@@ -66,7 +66,7 @@ GOLF = {
     "square_mlp": "fused linear",
     "square_mlp_gemm": "fused linear",
     "square_mlp_rows": "fused linear",
-    "turn_heads": "reductions",
+    "turn_kernels": "reductions",
 }
 
 

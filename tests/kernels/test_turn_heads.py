@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.kernels import turn_heads
+from golf.kernels import turn_heads, turn_kernels
 from golf.kernels.jit import HAS_TRITON
 from golf.kernels.project import join
-from golf.kernels.turn_heads import as_tokens, fused_turn_heads, plain_turn_heads
+from golf.kernels.turn_heads import fused_turn_heads, plain_turn_heads
+from golf.kernels.turn_kernels import as_tokens
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1.1920929e-07  # of float32, whatever the heads
@@ -51,9 +52,9 @@ class Given(NamedTuple):
 @pytest.fixture
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every program of the backward walk several small tiles."""
-    monkeypatch.setattr(turn_heads, "FORWARD_TILE", 32)
-    monkeypatch.setattr(turn_heads, "BACKWARD_TILE", 16)
-    monkeypatch.setattr(turn_heads, "BACKWARD_PROGRAMS", 4)
+    monkeypatch.setattr(turn_kernels, "FORWARD_TILE", 32)
+    monkeypatch.setattr(turn_kernels, "BACKWARD_TILE", 16)
+    monkeypatch.setattr(turn_kernels, "BACKWARD_PROGRAMS", 4)
 
 
 def given(shape: Shape, *, gained: bool = True) -> Given:
@@ -251,8 +252,8 @@ def test_zero_heads_stay_zero_and_have_the_formulas_gradients() -> None:
 def test_no_tokens_launch_nothing_and_the_gradient_of_the_gain_is_zero(
     shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn_heads, "_turn", None)
-    monkeypatch.setattr(turn_heads, "_turn_back", None)
+    monkeypatch.setattr(turn_kernels, "_turn", None)
+    monkeypatch.setattr(turn_kernels, "_turn_back", None)
     case = given(shape).leaves(torch.float32)
     *found, d_gain = outcome(fused_turn_heads, case, normalize=True)
     assert [x.shape for x in found] == [x.shape for x in (*case[:3], case.v, *case[:3])]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from golf.kernels.norm import EPS
-from golf.kernels.turn_heads import BACKWARD_TILE, FORWARD_TILE, WARPS, _turn, _turn_back
+from golf.kernels.turn_kernels import BACKWARD_TILE, FORWARD_TILE, WARPS, _turn, _turn_back
 from tests.kernels.hopper.build import Case
 
 SIZE, HALF = 64, 8
