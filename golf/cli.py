@@ -127,10 +127,12 @@ def json_option(function: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
 
 
-def set_option(function: Command) -> Command:
+def override_option(text: str, *, metavar: str = "TABLE.KEY=VALUE") -> Callable[[Command], Command]:
     """Add --set table.key=value as the argument `overrides`, a tuple of such strings in the order given."""
-    text = "Change one setting of the recipe; may be given again."
-    return click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help=text)(function)
+    return click.option("--set", "overrides", multiple=True, metavar=metavar, help=text)
+
+
+set_option = override_option("Change one setting of the recipe; may be given again.")
 
 
 def out_option(text: str, *, required: bool = False) -> Callable[[Command], Command]:

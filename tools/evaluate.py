@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from golf.cli import echo_json, gpus_option, is_launched, json_option
+from golf.cli import echo_json, gpus_option, is_launched, json_option, override_option
 
 
 @click.command(
@@ -15,12 +15,8 @@ from golf.cli import echo_json, gpus_option, is_launched, json_option
 @click.option("--artifact", is_flag=True, help="Score the run's artifact file instead of the checkpoint.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.  [default: the run's]")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="run.KEY=VALUE",
-    help="Compute otherwise than the run did, with other kernels say; may be given again.",
+@override_option(
+    "Compute otherwise than the run did, with other kernels say; may be given again.", metavar="run.KEY=VALUE"
 )
 @gpus_option
 @json_option
