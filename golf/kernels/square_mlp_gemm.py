@@ -7,15 +7,32 @@ cut into groups of columns. Tiles of the same tokens follow each other: the shor
 whole and the long one is read from memory once, so no other grouping of the tiles saves anything.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from golf.kernels.jit import ceil_div, jit, tl
-from golf.kernels.tma import Tiles, count_programs, cut, described
+from golf.kernels.jit import HAS_TRITON, ceil_div, jit, tl
+from golf.kernels.tma import describable
+
+if HAS_TRITON:
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
 WORD = 32  # signs a word
 GRAIN = 16  # of which C and F must be multiples: the TMA takes rows of whole 16 bytes
+_INTERPRETED_PROGRAMS = 2  # few, so that a program walks over several tiles
+
+
+class Tiles(NamedTuple):
+    """How a product is cut."""
+
+    rows: int  # of a tile: tokens
+    columns: int  # of a tile: channels or hidden units
+    depth: int  # of a step
+    parts: int  # that a tile's columns leave in, and what they are multiplied with arrives in: 1, 2 or 4
+    stages: int  # steps in flight
+    warps: int
+    programs: int  # a multiprocessor
 
 
 # On an H200 "pair" is the fastest of 107 cuts both ways. A tile of 128 x 256 reads least from L2; "pair" reads a third
@@ -36,6 +53,16 @@ BACKWARD_TILES = {
     "pair": Tiles(128, 128, 64, parts=4, stages=3, warps=8, programs=2),
     "float32": Tiles(64, 64, 16, parts=1, stages=3, warps=8, programs=2),
 }
+
+
+@jit
+def _cut(tile: "Any", ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr) -> Any:
+    """Return the PARTS groups of columns of a tile, from left to right."""
+    if PARTS == 1:
+        return (tile,)
+    else:  # without it, Triton would cut for ever
+        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+        return _cut(left, ROWS, COLUMNS // 2, PARTS // 2) + _cut(right, ROWS, COLUMNS // 2, PARTS // 2)
 
 
 @jit
@@ -98,7 +125,7 @@ def _square_product(
             z = tl.dot(n.load([row, k]), fc.load([column, k]).T, z, input_precision="ieee")
         at, inside = _words_at(row, column, rows, words, ROWS, COLUMNS)
         tl.store(signs + at, pack_signs(z, ROWS, COLUMNS), mask=inside)
-        parts = cut(squares(z, slope_squared).to(hidden.dtype), ROWS, COLUMNS, PARTS)
+        parts = _cut(squares(z, slope_squared).to(hidden.dtype), ROWS, COLUMNS, PARTS)
         for part in tl.static_range(PARTS):
             hidden.store([row, column + part * (COLUMNS // PARTS)], parts[part])
 
@@ -129,7 +156,7 @@ def _slope_product(
         for step in range(steps):
             k = step * DEPTH
             h = tl.dot(dy.load([row, k]), proj.load([k, column]), h, input_precision="ieee")
-        parts = cut(h, ROWS, COLUMNS, PARTS)
+        parts = _cut(h, ROWS, COLUMNS, PARTS)
         for part in tl.static_range(PARTS):  # one at a time: the sums alone take half of the registers
             start = column + part * WIDTH
             at, inside = _words_at(row, start, rows, words, ROWS, WIDTH)
@@ -146,7 +173,7 @@ def square_product(
     The activation takes the float32 sums; all tensors are contiguous and not empty, C and F multiples of GRAIN.
     """
     left, right, out = (tiles.rows, tiles.depth), (tiles.columns, tiles.depth), (tiles.rows, _width(tiles))
-    tensors = described(n, left), described(fc, right), described(hidden, out), signs
+    tensors = _described(n, left), _described(fc, right), _described(hidden, out), signs
     _launch(_square_product, tensors, hidden, n.shape[1], negative_slope**2, tiles)
 
 
@@ -159,7 +186,7 @@ def slope_product(
     multiples of GRAIN.
     """
     left, right, out = (tiles.rows, tiles.depth), (tiles.depth, tiles.columns), (tiles.rows, _width(tiles))
-    tensors = described(dy, left), described(proj, right), described(hidden, out), described(dz, out), signs
+    tensors = _described(dy, left), _described(proj, right), _described(hidden, out), _described(dz, out), signs
     _launch(_slope_product, tensors, hidden, dy.shape[1], slope_below(negative_slope), tiles)
 
 
@@ -172,7 +199,7 @@ def _launch(kernel: Any, tensors: tuple[Any, ...], hidden: Tensor, depth: int, n
     rows, width = hidden.shape
     across = ceil_div(width, tiles.columns)
     count = ceil_div(rows, tiles.rows) * across
-    programs = count_programs(hidden.device, tiles.programs)
+    programs = _count_programs(hidden.device, tiles.programs)
     sizes = rows, ceil_div(width, WORD), ceil_div(depth, tiles.depth), count, across, number
     shape = tiles.rows, tiles.columns, tiles.depth, tiles.parts
     kernel[min(programs, count),](*tensors, *sizes, *shape, num_warps=tiles.warps, num_stages=tiles.stages)
@@ -180,3 +207,16 @@ def _launch(kernel: Any, tensors: tuple[Any, ...], hidden: Tensor, depth: int, n
 
 def _width(tiles: Tiles) -> int:
     return tiles.columns // tiles.parts
+
+
+def _described(matrix: Tensor, block: tuple[int, int]) -> Any:
+    """Return the descriptor by which the TMA moves a `block` of a contiguous `matrix` with rows of whole 16 bytes."""
+    ready = describable(matrix)
+    return TensorDescriptor(ready, list(ready.shape), list(ready.stride()), list(block))
+
+
+def _count_programs(device: torch.device, each: int) -> int:
+    """Return how many programs fill `device`, so many `each` of its multiprocessors."""
+    if device.type != "cuda":
+        return _INTERPRETED_PROGRAMS
+    return each * int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -139,6 +139,12 @@ def _load(
 
 
 # What both groups do.
+@constexpr_function
+def _sums_layout() -> Any:
+    """Return how a group's threads have 64 x 128 sums."""
+    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
+
+
 @gluon_jit
 def _take_rows(
     ring: "Any",
@@ -147,9 +153,9 @@ def _take_rows(
     GROUP: gl.constexpr,
     STEPS: gl.constexpr,
     STAGES: gl.constexpr,
-    OPERAND: gl.constexpr,
 ) -> Any:
     """Return the group's 64 rows of the long matrix in registers, a tensor a step."""
+    OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=_sums_layout(), k_width=2)
     blocks, full, empty = ring
     rows = ()
     for _ in gl.static_range(STEPS):
@@ -173,11 +179,10 @@ def _multiply(
     DEPTH: gl.constexpr,
     STEPS: gl.constexpr,
     STAGES: gl.constexpr,
-    SUMS: gl.constexpr,
 ) -> Any:
     """Return 64 x 128 sums. The turn is handed on with two steps under way: time for the other group to wake up."""
     blocks, full, empty = ring
-    sums = gl.zeros([64, 128], gl.float32, SUMS)
+    sums = gl.zeros([64, 128], gl.float32, _sums_layout())
     before = index
     for k in gl.static_range(STEPS):
         mbarrier.wait(full.index(index), phase)
@@ -305,20 +310,18 @@ def _square(
     STEPS: gl.constexpr,
     STAGES: gl.constexpr,
 ) -> None:
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
-    OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     hidden, signs, ring, turns, staged = tensors
     rows, words, tiles, across, slope_squared = sizes
     first, last = _bounds(tiles)
     index, phase, turn = 0, 0, 1 - GROUP
     for band in range(first // across, (last + across - 1) // across):
         row = band * 128 + GROUP * 64
-        taken, index, phase = _take_rows(ring, index, phase, GROUP, STEPS, STAGES, OPERAND)
+        taken, index, phase = _take_rows(ring, index, phase, GROUP, STEPS, STAGES)
         for tile in range(gl.maximum(first, band * across), gl.minimum(last, (band + 1) * across)):
             column = (tile - band * across) * 128
             mbarrier.wait(turns.index(GROUP), turn)
             turn ^= 1
-            z, index, phase = _multiply(taken, ring, turns, index, phase, None, GROUP, DEPTH, STEPS, STAGES, SUMS)
+            z, index, phase = _multiply(taken, ring, turns, index, phase, None, GROUP, DEPTH, STEPS, STAGES)
             _finish_squares(z, hidden, signs, staged.index(GROUP), row, column, rows, words, slope_squared)
     wait_for_stores(0)
 
@@ -333,22 +336,20 @@ def _slope(
     STAGES: gl.constexpr,
     SHORT: gl.constexpr,
 ) -> None:
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
-    OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     dz, signs, ring, turns, held = tensors
     rows, words, tiles, across, below = sizes
     first, last = _bounds(tiles)
     index, phase, turn, held_phase = 0, 0, 1 - GROUP, 0
     for band in range(first // across, (last + across - 1) // across):
         row = band * 128 + GROUP * 64
-        taken, index, phase = _take_rows(ring, index, phase, GROUP, STEPS, STAGES, OPERAND)
+        taken, index, phase = _take_rows(ring, index, phase, GROUP, STEPS, STAGES)
         for tile in range(gl.maximum(first, band * across), gl.minimum(last, (band + 1) * across)):
             column = (tile - band * across) * 128
             at, inside = _signs_at(signs, row, column // 32, rows, words)
             found = gl.load(at, mask=inside, other=0)
             mbarrier.wait(turns.index(GROUP), turn)
             turn ^= 1
-            h, index, phase = _multiply(taken, ring, turns, index, phase, SHORT, GROUP, DEPTH, STEPS, STAGES, SUMS)
+            h, index, phase = _multiply(taken, ring, turns, index, phase, SHORT, GROUP, DEPTH, STEPS, STAGES)
             _finish_slopes(h, found, dz, held, held_phase, row, column, below, GROUP)
             held_phase ^= 1
 

@@ -3,8 +3,7 @@
 from typing import Any
 
 from golf.kernels import square_mlp, square_mlp_gemm
-from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES
-from golf.kernels.tma import Tiles
+from golf.kernels.square_mlp_gemm import BACKWARD_TILES, FORWARD_TILES, Tiles
 from tests.kernels.hopper.build import Case
 
 NUMBERS = ("slope_squared", "below")
