@@ -27,13 +27,13 @@ def plain_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(_weighted_sum(streams, row) for row in weights.to(streams[0].dtype))
 
 
-def plain_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return u = sum_j w_j x_j, as `plain_mix` does with `weights` (J, C), scale * rms_norm(u), and the last stream.
+def plain_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, ...]:
+    """Return u = sum_j w_j x_j, as `plain_mix` does with `weights` (J, C), scale * rms_norm(u), and the streams.
 
-    Whoever takes that stream from here lets its gradients be added up in this backward, not in passes of their own.
+    Whoever takes a stream from here lets its gradients be added up in this backward, not in passes of their own.
     """
     u = _weighted_sum(streams, weights.to(streams[0].dtype))
-    return u, plain_norm(u, scale=scale), streams[-1]
+    return u, plain_norm(u, scale=scale), *streams
 
 
 def _weighted_sum(streams: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -77,16 +77,16 @@ def _mix_backward(
     incoming: Sequence[Tensor | None],
     normalized: Tensor | None,
     rstd: Tensor | None,
-    handed_on: Tensor | None,
+    handed_on: Sequence[Tensor | None],
     scale: float,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Return the gradients that are `wanted`, of each stream and of `weights` (O, J, C), given those of the outputs.
 
-    That of the last stream, `handed_on`, is added to its own.
+    What comes back to a stream from where it was `handed_on` to is added to its own; none, or one for every stream.
     """
-    streams, incoming = [x.contiguous() for x in streams], [g if g is None else g.contiguous() for g in incoming]
-    handed_on = None if handed_on is None else handed_on.contiguous()
+    streams = [x.contiguous() for x in streams]
+    incoming, handed_on = ([g if g is None else g.contiguous() for g in given] for given in (incoming, handed_on))
     outgoing = [_like(x) if want else None for x, want in zip(streams, wanted[:-1], strict=True)]
     through = Normalized(normalized if normalized is None else normalized.contiguous(), rstd, scale)
     by_weight = launch_backward(
@@ -103,7 +103,7 @@ def _(
     incoming: Sequence[Tensor | None],
     normalized: Tensor | None,
     rstd: Tensor | None,
-    handed_on: Tensor | None,
+    handed_on: Sequence[Tensor | None],
     scale: float,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
@@ -133,33 +133,33 @@ def _differentiate_mix(ctx: Any, gradients: list[Tensor | None]) -> tuple[list[T
         return [None for _ in wanted[:-1]], None
     if not streams:  # they are not read, so that a gradient of their shape may stand for them
         streams = given[:1] * (len(wanted) - 1)
-    found = iter(_mix_backward(streams, weights, gradients, None, None, None, 1.0, wanted))
+    found = iter(_mix_backward(streams, weights, gradients, None, None, [], 1.0, wanted))
     *by_stream, by_weight = (next(found) if want else None for want in wanted)
     return by_stream, by_weight
 
 
 class _MixNorm(torch.autograd.Function):
-    """The operator, and the last stream handed on: an operator may not return what it was given."""
+    """The operator, and the streams handed on: an operator may not return what it was given."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, scale: float, *streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, weights: Tensor, scale: float, *streams: Tensor) -> tuple[Tensor, ...]:
         total, normalized, rstd = _mix_norm(streams, weights, scale)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*streams, weights, rstd)
         ctx.scale = scale
-        if not ctx.needs_input_grad[-1]:
-            ctx.mark_non_differentiable(streams[-1])  # else every later visit would make a gradient that nobody takes
-        return total, normalized, streams[-1]
+        fixed = [x for x, needs_gradient in zip(streams, ctx.needs_input_grad[2:], strict=True) if not needs_gradient]
+        ctx.mark_non_differentiable(*fixed)  # else every later visit would make a gradient that nobody takes
+        return total, normalized, *streams
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, of_sum: Tensor | None, of_norm: Tensor | None, handed_on: Tensor | None
+        ctx: Any, of_sum: Tensor | None, of_norm: Tensor | None, *handed_on: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *streams, weights, rstd = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad[2:], ctx.needs_input_grad[0]]
         if of_sum is None and of_norm is None:
-            return *(None for _ in wanted[1:]), None, handed_on
+            return None, None, *handed_on
         found = iter(_mix_backward(streams, weights[None], [of_sum], of_norm, rstd, handed_on, ctx.scale, wanted))
         *by_stream, by_weight = (next(found) if want else None for want in wanted)
         return None if by_weight is None else by_weight[0], None, *by_stream
@@ -177,12 +177,12 @@ def fused_mix(streams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(_mix(streams, weights))
 
 
-def fused_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def fused_mix_norm(streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, ...]:
     """Return what `plain_mix_norm` does, sum and norm rounded once each; raises and differentiates as `fused_mix`."""
     _check(streams, weights[None])
-    if torch.compiler.is_compiling():  # which takes no tensor twice, as x0 comes to the first visit
-        streams = [*streams[:-1], streams[-1].view_as(streams[-1])]
-    found: tuple[Tensor, Tensor, Tensor] = _MixNorm.apply(weights, scale, *streams)  # type: ignore[no-untyped-call]
+    # Autograd hands a tensor on once, and x0 comes to the first visit twice.
+    apart = [x if all(x is not other for other in streams[:j]) else x.view_as(x) for j, x in enumerate(streams)]
+    found: tuple[Tensor, ...] = _MixNorm.apply(weights, scale, *apart)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -118,17 +118,17 @@ def _mix_forward(
 def _stream_gradient(
     weights: "Any",
     tiles: "Any",
-    handed_on: "Any",
+    more: "Any",
     at: "Any",
     inside: "Any",
     STREAM: tl.constexpr,
     STREAMS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ) -> Any:
-    """Return the gradient of a stream from those of the sums, and if it is the last, with what was `handed_on`."""
+    """Return the gradient of a stream from those of the sums, and what there is `more` of it."""
     gradient = _weighted_sum(weights, tiles, STREAM, STREAMS, OUTPUTS)
-    if STREAM == STREAMS - 1 and handed_on is not None:
-        gradient += load_tile(handed_on, at, inside)
+    if more is not None:
+        gradient += load_tile(more, at, inside)
     return gradient
 
 
@@ -143,7 +143,10 @@ def _mix_backward(
     g1: "Any",
     normalized: "Any",  # gradient of the normalized sum
     rstd: "Any",  # (N,)
-    handed_on: "Any",  # what is added to the last stream's gradient
+    h0: "Any",  # what is added to the streams' gradients
+    h1: "Any",
+    h2: "Any",
+    h3: "Any",
     d0: "Any",  # gradients of the streams
     d1: "Any",
     d2: "Any",
@@ -161,7 +164,7 @@ def _mix_backward(
     TILE_CHANNELS: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    streams, incoming, outgoing = (x0, x1, x2, x3), (g0, g1), (d0, d1, d2, d3)
+    streams, incoming, handed_on, outgoing = (x0, x1, x2, x3), (g0, g1), (h0, h1, h2, h3), (d0, d1, d2, d3)
     dtype: tl.constexpr = x0.dtype.element_ty
     w = _load_weights(
         weights, output_stride, stream_stride, channel_stride, dtype, OUTPUTS, STREAMS, CHANNELS, TILE_CHANNELS
@@ -179,7 +182,7 @@ def _mix_backward(
             g = (g[0] + tile_gradient(u, r, r, load_tile(normalized, at, inside), scale, CHANNELS),)
         for stream in tl.static_range(STREAMS):
             if outgoing[stream] is not None:
-                d = _stream_gradient(w, g, handed_on, at, inside, stream, STREAMS, OUTPUTS)
+                d = _stream_gradient(w, g, handed_on[stream], at, inside, stream, STREAMS, OUTPUTS)
                 tl.store(outgoing[stream] + at, d, mask=inside)
         if partials is not None:
             more = _no_tiles()
@@ -230,11 +233,11 @@ def launch_backward(
     *,
     wants_weights: bool,
     normalized: Normalized = NOT_NORMALIZED,
-    handed_on: Tensor | None = None,
+    handed_on: Sequence[Tensor | None] = (),
 ) -> Tensor | None:
     """Write the streams' gradients into `outgoing` from those of the sums, `incoming`, and of the normalized sum.
 
-    `handed_on` is added to that of the last stream. None stands for zeros, or for what is not wanted. Returns the
+    What was `handed_on` is added to those of the streams. None stands for zeros, or for what is not wanted. Returns the
     gradient of `weights` (O, J, C), float32, if it `wants_weights`. All but `weights` must be contiguous.
     """
     rows, channels = _count_rows(streams[0]), weights.shape[2]
@@ -242,7 +245,7 @@ def launch_backward(
     programs = min(BACKWARD_PROGRAMS, ceil_div(rows, tile.rows))
     partials = weights.new_empty(programs, *weights.shape, dtype=torch.float32) if wants_weights else None
     if rows > 0:
-        gradients = (*_padded(incoming, MAX_OUTPUTS), *normalized[:2], handed_on)
+        gradients = (*_padded(incoming, MAX_OUTPUTS), *normalized[:2], *_padded(handed_on, MAX_STREAMS))
         sizes = (*weights.shape[:2], channels, tile.rows, tile.channels, BACKWARD_STAGES)
         arguments = (
             *_padded(streams, MAX_STREAMS),

@@ -67,9 +67,7 @@ class MixFunction(Protocol):
 class MixNormFunction(Protocol):
     """See `golf.kernels.mix`."""
 
-    def __call__(
-        self, streams: Sequence[Tensor], weights: Tensor, *, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def __call__(self, streams: Sequence[Tensor], weights: Tensor, *, scale: float) -> tuple[Tensor, ...]: ...
 
 
 class ProjectFunction(Protocol):

@@ -34,21 +34,23 @@ class Block(nn.Module):
     def forward(self, streams: Streams, context: Context, hooks: Hooks, visit: Visit) -> Streams:
         """Map the residual stream (B, T, C) to the next."""
         (x,) = streams
-        u, n = self.enter(x, context)
+        u, n, _ = self.enter(x, context)
         u = self.attn(n, context, hooks, visit.slot, self.attn_scale, onto=self.own(u))
         u, n = context.kernels.stream_norm(u, scale=self.norm_scale)
         return (self.mlp(n, context, hooks, visit, self.mlp_scale, onto=u),)
 
-    def enter(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Return u = r0 x + r1 x0 and what attention reads, s rms(u), both (B, T, C)."""
+    def enter(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Return u = r0 x + r1 x0, what attention reads, s rms(u), and x for who else reads it; all (B, T, C)."""
         kernels, s = context.kernels, self.norm_scale
         if self.resid_mix is not None and self.first_output is None:
-            u, n, context.memory["x0"] = kernels.mix_norm((x, context.latest_x0()), self.resid_mix, scale=s)
-            return u, n
+            streams = x, context.latest_x0()
+            u, n, same_x, context.memory["x0"] = kernels.mix_norm(streams, self.resid_mix, scale=s)
+            context.hand_on(x, same_x)
+            return u, n, same_x
         u = x if self.resid_mix is None else kernels.mix((x, context.x0), self.resid_mix[None])[0]
         if self.first_output is None:
-            return kernels.stream_norm(u, scale=s)
-        return u, kernels.norm(self.first_output(u, context), scale=s)
+            return *kernels.stream_norm(u, scale=s), x
+        return u, kernels.norm(self.first_output(u, context), scale=s), x
 
     def own(self, u: Tensor) -> Tensor:
         """Return the stream u of `enter` as this visit's own, which a branch may be added to in place.
@@ -65,7 +67,7 @@ class ParallelBlock(Block):
     def forward(self, streams: Streams, context: Context, hooks: Hooks, visit: Visit) -> Streams:
         """Map the residual stream (B, T, C) to the next."""
         (x,) = streams
-        u, n = self.enter(x, context)
+        u, n, _ = self.enter(x, context)
         both = n if self.first_output is None else context.kernels.norm(u, scale=self.norm_scale)
         u = self.attn(n, context, hooks, visit.slot, self.attn_scale, onto=self.own(u))
         return (self.mlp(both, context, hooks, visit, self.mlp_scale, onto=u),)

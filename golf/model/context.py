@@ -24,3 +24,8 @@ class Context(NamedTuple):
     def latest_x0(self) -> Tensor:
         """Return x0 as the last visit handed it on, whose backward adds up the gradients."""
         return self.memory.get("x0", self.x0)
+
+    def hand_on(self, x: Tensor, same: Tensor) -> None:
+        """Let `same` wait in the place of x, if x is what waits last: its gradients are added up where it was made."""
+        if self.waiting and self.waiting[-1] is x:
+            self.waiting[-1] = same

@@ -5,7 +5,6 @@ B rows, T tokens, C model dim, V vocabulary.
 
 from collections.abc import Callable
 from functools import partial
-from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from golf.model.hooks import Adapter, Hooks, Observer
 from golf.model.layers import Linear
 from golf.model.parts.bigram import BigramHash
 from golf.model.parts.carry import Carry
-from golf.model.parts.lanes import LaneBlock, LaneWeights, join_lanes
+from golf.model.parts.lanes import LaneBlock, LaneWeights, finish_lanes
 from golf.model.parts.multi_token import MultiTokenHeads
 from golf.model.parts.share import LoopPositions
 from golf.model.parts.skips import Skips, let_wait
@@ -63,7 +62,7 @@ class GPT(nn.Module):
         remembers = remember_output if config.value_residual and config.value_residual.form == "input" else None
         self.before_block = _those_on(self.share, self.skips)
         self.after_block = _those_on(self.carry, remembers, let_wait if config.skips else None)
-        self.join = partial(join_lanes, final=config.lanes.final) if config.lanes else itemgetter(0)
+        self.finish = partial(finish_lanes, final=config.lanes.final) if config.lanes else _finish
 
     def forward(
         self,
@@ -136,7 +135,12 @@ def walk(model: GPT, context: Context, plan: LayerPlan, hooks: Hooks) -> Tensor:
         streams = _on_first(model.before_block, streams, visit, context)
         streams = model.blocks[visit.layer](streams, context, hooks, visit)
         streams = _on_first(model.after_block, streams, visit, context)
-    return model.kernels.norm(model.join(streams))
+    return model.finish(streams, model.kernels)
+
+
+def _finish(streams: Streams, kernels: Kernels) -> Tensor:
+    """Return the normalized stream (B, T, C) that the head reads."""
+    return kernels.norm(streams[0])
 
 
 def _those_on(*parts: Stage | None) -> tuple[Stage, ...]:

@@ -69,8 +69,9 @@ def test_the_sums_are_operators(outputs: int) -> None:
     streams, weights = inputs(outputs, 2, (3, 5), torch.bfloat16)
     torch.library.opcheck(mix._mix, (streams, weights))
     fixed, other = [x.detach() for x in streams], weights.detach()
+    nothing: list[Tensor | None] = []
     for wanted in ([True, True, True], [False, True, False]):
-        arguments = (fixed, other, [fixed[0], None][:outputs], None, None, None, 1.0, wanted)
+        arguments = (fixed, other, [fixed[0], None][:outputs], None, None, nothing, 1.0, wanted)
         torch.library.opcheck(mix._mix_backward, arguments)
 
 
@@ -79,7 +80,8 @@ def test_the_sums_with_norms_are_operators() -> None:
     streams, weights = inputs(1, 2, (3, 5), torch.bfloat16)
     fixed, other = [x.detach() for x in streams], weights.detach()
     torch.library.opcheck(mix._mix_norm, (fixed, other[0], SCALE))
-    for handed_on, wanted in ((None, [True, False, True]), (fixed[1], [False, True, False])):
+    returned: list[list[Tensor | None]] = [[], [None, fixed[1]], [*fixed]]
+    for handed_on, wanted in zip(returned, ([True, False, True], [False, True, False], [True] * 3), strict=True):
         arguments = (fixed, other, [None], fixed[0], random((3,)), handed_on, SCALE, wanted)
         torch.library.opcheck(mix._mix_backward, arguments)
 
@@ -130,21 +132,23 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def chain(mix_norm: Callable[..., tuple[Tensor, ...]], streams: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """Take a stream through three visits, each of which mixes the last stream in as the one before handed it on."""
-    x, last = streams
-    for visit in range(3):
-        x, n, last = mix_norm((x + visit, last), weights[0], scale=SCALE)
-        x = x + n
-    return [x]
+    """Take a stream through three visits that hand on what they mix: x0 to the next visit, the stream to the end."""
+    x, x0 = streams
+    waiting = []
+    for _ in range(3):
+        u, n, x, x0 = mix_norm((x, x0), weights[0], scale=SCALE)
+        waiting.append(x)
+        x = u + n
+    return [x + sum(waiting[1:])]
 
 
 @needs_triton
 def test_gradients_of_a_stream_that_is_handed_on_are_added_up_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    added: list[bool] = []
+    added: list[list[bool]] = []
     backward = mix._mix_backward
 
     def watch(*arguments: Any) -> list[Tensor]:
-        added.append(arguments[5] is not None)
+        added.append([gradient is not None for gradient in arguments[5]])
         return list(backward(*arguments))
 
     monkeypatch.setattr(mix, "_mix_backward", watch)
@@ -153,12 +157,23 @@ def test_gradients_of_a_stream_that_is_handed_on_are_added_up_on_the_way(monkeyp
     upstream = random(tuple(found.shape), seed=5)
     pairs = (torch.autograd.grad(result, (*streams, weights), upstream) for result in (found, expected))
     check(*pairs)
-    assert added == [False, True, True]  # nothing comes back to the last visit
+    # The last visit first: nothing reads x0 after it, nor the first visit's stream.
+    assert added == [[True, False], [True, True], [False, True]]
 
 
 @needs_triton
-def test_a_last_stream_without_a_gradient_has_none_when_it_is_handed_on() -> None:
+def test_a_stream_without_a_gradient_has_none_when_it_is_handed_on() -> None:
     streams, weights = inputs(1, 2)
-    handed_on = fused_mix_norm((streams[0], streams[1].detach()), weights[0], scale=SCALE)[2]
-    assert not handed_on.requires_grad
-    assert torch.equal(handed_on, streams[1])
+    _, _, same, fixed = fused_mix_norm((streams[0], streams[1].detach()), weights[0], scale=SCALE)
+    assert same.requires_grad
+    assert not fixed.requires_grad
+    assert torch.equal(same, streams[0])
+    assert torch.equal(fixed, streams[1])
+
+
+@needs_triton
+def test_a_stream_that_comes_twice_gets_both_gradients() -> None:
+    (x, _), weights = inputs(1, 2)
+    results = [mix_norm((x, x), weights[0], scale=SCALE) for mix_norm in (fused_mix_norm, plain_mix_norm)]
+    found, expected = (torch.autograd.grad(result, (x, weights), arriving(result)) for result in results)
+    check(found, expected)

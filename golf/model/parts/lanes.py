@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from golf.kernels.table import Kernels
 from golf.model.blocks import Block, Streams
 from golf.model.context import Context
 from golf.model.hooks import Hooks
@@ -30,7 +31,7 @@ class LaneBlock(Block):
         """Map the lanes (p, q), each (B, T, C), to the next."""
         assert context.lanes is not None
         p, q = streams
-        _, n = self.enter(p, context)
+        _, n, p = self.enter(p, context)
         a = self.attn(n, context, hooks, visit.slot, self.attn_scale)
         q, n = context.kernels.stream_norm(q, scale=self.norm_scale)
         m = self.mlp(n, context, hooks, visit, self.mlp_scale)
@@ -39,8 +40,9 @@ class LaneBlock(Block):
         return context.kernels.mix((p, q, a, m), weights[..., None].expand(-1, -1, p.shape[-1]))
 
 
-def join_lanes(streams: Streams, final: Literal["mean", "attn", "mlp"]) -> Tensor:
-    """Return the stream (B, T, C) that the head reads."""
+def finish_lanes(streams: Streams, kernels: Kernels, *, final: Literal["mean", "attn", "mlp"]) -> Tensor:
+    """Return the normalized states (B, T, C) that the head reads."""
     if final == "mean":
-        return 0.5 * (streams[0] + streams[1])
-    return streams[0] if final == "attn" else streams[1]
+        halves = torch.full((2, streams[0].shape[-1]), 0.5, device=streams[0].device)
+        return kernels.mix_norm(streams, halves, scale=1.0)[1]
+    return kernels.norm(streams[0] if final == "attn" else streams[1])

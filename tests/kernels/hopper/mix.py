@@ -20,7 +20,9 @@ def _values(outputs: int, streams: int, normalized: bool, channel_stride: Any, *
     """Return the kernels' constants, None for what is not there, and the types of the weights and their strides."""
     missing = [f"{kind}{index}" for kind in "xd" for index in range(streams, mix_kernels.MAX_STREAMS)]
     missing += [f"{kind}{index}" for kind in ("out", "g") for index in range(outputs, mix_kernels.MAX_OUTPUTS)]
-    missing += [] if normalized else ["normalized", "rstd", "handed_on"]
+    handed_on = range(min(streams, 2) if normalized else 0)  # the stream that waits, and x0
+    missing += [f"h{index}" for index in range(mix_kernels.MAX_STREAMS) if index not in handed_on]
+    missing += [] if normalized else ["normalized", "rstd"]
     strides = {"output_stride": "i32", "stream_stride": "i32", "channel_stride": channel_stride}
     sizes = {"OUTPUTS": outputs, "STREAMS": streams}
     return {"weights": "*fp32", "partials": "*fp32", **strides, **sizes, **dict.fromkeys(missing), **more}
@@ -45,7 +47,9 @@ def _cases(dtype: str) -> Iterator[Case]:
     frozen = _values(1, 4, False, "i32", partials=None, d1=None, d2=None, d3=None)
     yield _backward(dtype, "of stream and first passes, fixed weights", frozen)
     yield _backward(dtype, "of stream and x0, norm alone", _values(1, 2, True, 1, g0=None))
-    yield _backward(dtype, "of stream and x0, the last visit", _values(1, 2, True, 1, handed_on=None))
+    yield _backward(dtype, "of stream and x0, the stream not waiting", _values(1, 2, True, 1, h0=None))
+    yield _backward(dtype, "of stream and x0, the last visit", _values(1, 2, True, 1, h0=None, h1=None))
+    yield _backward(dtype, "of lanes, fixed weights", _values(1, 2, True, 1, partials=None, g0=None, h0=None, h1=None))
 
 
 CASES = [case for dtype in ("bf16", "fp32") for case in _cases(dtype)]

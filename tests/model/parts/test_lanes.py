@@ -9,7 +9,7 @@ from golf.kernels.norm import rms_norm
 from golf.kernels.table import PLAIN
 from golf.model.context import Context
 from golf.model.hooks import Hooks
-from golf.model.parts.lanes import LaneBlock, join_lanes
+from golf.model.parts.lanes import LaneBlock, finish_lanes
 from golf.model.plan import plan_layers
 from tests.pico import pico_batch, pico_model, pico_recipe
 
@@ -41,9 +41,11 @@ def test_a_block_reads_attention_from_the_first_lane_and_the_mlp_from_the_second
 
 def test_the_head_reads_their_mean_or_one_of_them() -> None:
     p, q = torch.randn(2, 3), torch.randn(2, 3)
-    torch.testing.assert_close(join_lanes((p, q), "mean"), (p + q) / 2)
-    assert join_lanes((p, q), "attn") is p
-    assert join_lanes((p, q), "mlp") is q
+    for dtype in (torch.float32, torch.bfloat16):
+        lanes = p.to(dtype), q.to(dtype)
+        assert torch.equal(finish_lanes(lanes, PLAIN, final="mean"), rms_norm((lanes[0] + lanes[1]) / 2))
+        assert torch.equal(finish_lanes(lanes, PLAIN, final="attn"), rms_norm(lanes[0]))
+        assert torch.equal(finish_lanes(lanes, PLAIN, final="mlp"), rms_norm(lanes[1]))
 
 
 def test_the_stream_splits_once_before_the_first_lane_layer() -> None:
