@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from golf.config import Recipe
 from golf.data.documents import Batch, boundary_lengths, build_cu_seqlens
@@ -73,5 +74,21 @@ class StepGradient:
         else:
             losses = self.model(batch, plan=graph.plan, auxiliary=True)
         loss = losses.mean() / graph.parts
-        loss.backward()
+        wanted = [parameter for parameter in self.parameters if parameter.requires_grad]
+        _add_to_grad(wanted, torch.autograd.grad(loss, wanted, allow_unused=True))
         return loss.detach()
+
+
+def _add_to_grad(parameters: Sequence[Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to the parameters' `.grad`, in one kernel; autograd would start one a parameter."""
+    totals, more = [], []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            totals.append(parameter.grad)
+            more.append(gradient)
+    if totals:
+        torch._foreach_add_(totals, more)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from golf.kernels.column_sums import column_sums
 from golf.kernels.jit import ceil_div, jit, tl
 from golf.kernels.norm import EPS, load_tile, row_tile, tile_at, tile_gradient, tile_rstd
 
@@ -259,7 +260,7 @@ def launch_backward(
             *sizes,
         )
         _mix_backward[(programs,)](*arguments, num_warps=tile.warps)
-    return None if partials is None else partials.sum(0)
+    return None if partials is None else column_sums(partials.flatten(1)).view(weights.shape)
 
 
 def _count_rows(x: Tensor) -> int:
