@@ -1,5 +1,6 @@
 """One training step's gradient, as the loop takes it and as priming does."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -80,15 +81,16 @@ class StepGradient:
 
 
 def _add_to_grad(parameters: Sequence[Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add gradients to the parameters' `.grad`, in one kernel; autograd would start one a parameter."""
-    totals, more = [], []
+    """Add gradients to the parameters' `.grad`, in one kernel a dtype; autograd would start one a parameter."""
+    sums: defaultdict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
         if parameter.grad is None:
             parameter.grad = gradient
         else:
+            totals, more = sums[parameter.dtype]
             totals.append(parameter.grad)
             more.append(gradient)
-    if totals:
+    for totals, more in sums.values():
         torch._foreach_add_(totals, more)

@@ -10,7 +10,7 @@ from torch import Tensor
 from golf.kernels.jit import ceil_div, jit, next_power_of_2, tl
 
 # Tuned on an H200.
-ROWS = 128  # that a program adds up at a time, each in its own sum
+ROWS = 512  # that a program adds up at a time, each in its own sum
 COLUMNS = 16  # a program
 WARPS = 4
 
