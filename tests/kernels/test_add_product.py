@@ -32,6 +32,7 @@ def test_the_plain_form_adds_the_product() -> None:
     torch.testing.assert_close(plain_add_product(x, y, weight), x + torch.einsum("btf,cf->btc", y, weight))
 
 
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # a thread of autograd's that has started no kernel yet
 @pytest.mark.parametrize("leading", SHAPES)
 def test_values_and_gradients_are_the_plain_ones(leading: tuple[int, ...]) -> None:
     given = leaves(leading)
@@ -166,6 +167,7 @@ def test_the_second_derivative_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # the same
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_it_compiles_as_one_graph(backend: str) -> None:

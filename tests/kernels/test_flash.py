@@ -28,7 +28,7 @@ def choose(wanted: AttentionChoice = "auto", dtype: torch.dtype = torch.bfloat16
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A Hopper GPU, and none of FlashAttention installed."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    hide_modules(monkeypatch, "flash_attn", "flash_attn_interface", "torch.nn.attention.varlen")
+    hide_modules(monkeypatch, "flash_attn", "flash_attn_interface", "xformers", "torch.nn.attention.varlen")
     monkeypatch.setattr(metadata, "version", lambda package: "2.11.0" if package == "torch" else "4.5.6")
     return monkeypatch
 

@@ -68,9 +68,13 @@ def test_the_runtime_is_that_of_its_package(tmp_path: Path, monkeypatch: pytest.
     info = tmp_path / "nvidia_cuda_runtime_cu12-12.8.90.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-cuda-runtime-cu12\nVersion: 12.8.90\n")
-    (info / "RECORD").write_text("nvidia/cuda_runtime/lib/libcudart.so.12,,\nnvidia/cuda_runtime/lib/other.so,,\n")
+    folder = tmp_path / "nvidia/cuda_runtime/lib"
+    folder.mkdir(parents=True)
+    for name in ("libcudart.so.12", "other.so"):
+        (folder / name).touch()  # from Python 3.12 on, files that are not there are not listed
+    (info / "RECORD").write_text("nvidia/cuda_runtime/lib/other.so,,\nnvidia/cuda_runtime/lib/libcudart.so.12,,\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert flash3_builds._installed_cuda_runtime() == tmp_path / "nvidia/cuda_runtime/lib/libcudart.so.12"
+    assert flash3_builds._installed_cuda_runtime() == folder / "libcudart.so.12"
 
 
 def test_without_the_package_the_linker_is_left_to_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
