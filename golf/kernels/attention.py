@@ -3,16 +3,30 @@
 B rows, T tokens, H query heads, K key/value heads, D head size, N segments, L longest segment.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    again: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
     """Attend causally within each segment, scale 1/sqrt(D); query heads jH/K..(j+1)H/K-1 share key/value head j.
 
     q (B, T, H, D), k and v (B, T, K, D); `cu_seqlens` (N+1,) are boundaries over the flattened B*T tokens, no segment
     longer than `max_seqlen`; zero-length segments at the end are padding. Returns (B, T, H, D).
+
+    `again` is k and v once more, a pair for each further query head of a group (H/K - 1 pairs), or nothing. A form that
+    finds the gradients of k and v per query head gives k and v those of a group's first head, and each pair those of a
+    further one: whoever made the pairs adds them up. Other forms, as this one, leave `again` unread, without gradients.
     """
     batch, tokens, heads, _ = q.shape
     slots = _segment_slots(cu_seqlens, batch * tokens, max_seqlen)  # (N, L)

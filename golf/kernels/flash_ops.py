@@ -10,7 +10,6 @@ B rows, T tokens, H query heads, K key/value heads, D head size, N segments.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -39,12 +38,21 @@ def open_flash4() -> Callable[..., Tensor]:
     return flash4_attention
 
 
-def flash4_attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def flash4_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    again: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
     """Do what `attention` does with FlashAttention-4, in bfloat16 or float16, D a multiple of 8.
 
     Heads may lie in longer rows. A segment longer than `max_seqlen` goes unnoticed. Gradients of q, k and v are
     contiguous; there are no second derivatives (RuntimeError). Raises ValueError if shapes or dtypes do not fit.
     """
+    _check(q, k, v, cu_seqlens)
     return _attend(_flash4, q, k, v, cu_seqlens, max_seqlen)
 
 
@@ -64,9 +72,25 @@ def open_flash3() -> Callable[..., Tensor]:
     return flash3_attention
 
 
-def flash3_attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Do what `flash4_attention` does with FlashAttention-3."""
-    return _attend(_flash3, q, k, v, cu_seqlens, max_seqlen)
+def flash3_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    again: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
+    """Do what `flash4_attention` does with FlashAttention-3, which finds the gradients of k and v per query head.
+
+    With `again` nobody adds them up here. Raises ValueError too if it holds neither nothing nor all pairs.
+    """
+    _check(q, k, v, cu_seqlens)
+    further = q.shape[2] // k.shape[2] - 1
+    if len(again) not in (0, further):
+        heads = f"{q.shape[2]} query heads of {k.shape[2]} key/value heads"
+        raise ValueError(f"{heads} take k and v again 0 or {further} times, not {len(again)}")
+    return _attend(_flash3, q, k, v, cu_seqlens, max_seqlen, [x for pair in again for x in pair])
 
 
 def open_varlen() -> Callable[..., Tensor]:
@@ -81,7 +105,15 @@ def open_varlen() -> Callable[..., Tensor]:
     if "enable_gqa" in known:
         options["enable_gqa"] = True
 
-    def varlen_attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def varlen_attention(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        again: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> Tensor:
         _check(q, k, v, cu_seqlens)
         flat = (x.flatten(0, 1) for x in (q, k, v))
         out: Tensor = varlen_attn(*flat, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
@@ -114,8 +146,10 @@ def _flash4_backward(
 
 
 @torch.library.custom_op("golf::flash3", mutates_args=())
-def _flash3(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-    """See `_flash4`."""
+def _flash3(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, again: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """See `_flash4`; `again` (B, T, K, D), k and v in turns, carries gradients and is not read."""
     if not q.numel():
         return _empty_results(q)
     settings = _settings(cu_seqlens, max_seqlen, q.shape[2], causal="is_causal")
@@ -127,36 +161,48 @@ def _flash3(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
 
 @torch.library.custom_op("golf::flash3_backward", mutates_args=())
 def _flash3_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    apart: bool,
+) -> list[Tensor]:
     """Return the gradients of q, k and v, by one call for each of the query heads that share a key's head.
 
+    With `apart` k's and v's are those of a group's first head, and the others' follow; otherwise they are the sums.
     A call for all would add the heads' gradients of k and v up in float32 in memory: filled with zeros, added to by
     atomic operations and converted in passes of their own (1.27 ms where the calls take 1.07 and the sums 0.07, H200).
     """
-    dq, dk, dv = _empty_gradients(q, k, v)
     if not q.numel():
-        return dq, dk, dv
+        return _flash3_gradients(q, k, v, apart=apart)
     group = q.shape[1] // k.shape[1]
-    parts = [(dk, dv)] if group == 1 else [_empty_gradients(q, k, v)[1:] for _ in range(group)]
+    dq, *parts = _flash3_gradients(q, k, v, apart=True)
     settings = _settings(cu_seqlens, max_seqlen, q.shape[2], causal="is_causal")
     d_out, q, k, v, out = map(_aligned, (d_out, q, k, v, out))
-    for member, (part_k, part_v) in enumerate(parts):
+    for member in range(group):
         heads = slice(member, None, group)
         given = d_out[:, heads], q[:, heads], k, v, out[:, heads], lse[heads].contiguous()
-        torch.ops.flash_attn_3.bwd(*given, dq=dq[:, heads], dk=part_k, dv=part_v, **settings)
-    if group > 1:
-        _add_up([part_k for part_k, _ in parts], dk)
-        _add_up([part_v for _, part_v in parts], dv)
-    return dq, dk, dv
+        dk, dv = parts[2 * member : 2 * member + 2]
+        torch.ops.flash_attn_3.bwd(*given, dq=dq[:, heads], dk=dk, dv=dv, **settings)
+    return [dq, *parts] if apart else [dq, _sum(parts[::2]), _sum(parts[1::2])]
 
 
-def _add_up(parts: Sequence[Tensor], total: Tensor) -> None:
-    """Write the sum of two or more tensors, rounded once."""
-    if len(parts) == 2:
-        torch.add(*parts, out=total)
-    else:
-        torch.sum(torch.stack(list(parts)), 0, out=total)
+def _flash3_gradients(q: Tensor, k: Tensor, v: Tensor, *, apart: bool) -> list[Tensor]:
+    """Return empty gradients as `_flash3_backward` does."""
+    dq, dk, dv = _empty_gradients(q, k, v)
+    further = q.shape[1] // k.shape[1] - 1 if apart else 0
+    return [dq, dk, dv, *(part for _ in range(further) for part in _empty_gradients(q, k, v)[1:])]
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """Add up tensors, rounding once."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.add(*parts) if len(parts) == 2 else torch.stack(list(parts)).sum(0)
 
 
 def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,21 +236,39 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(q, k, v, *output, cu_seqlens)
 
 
-def _backward(operator: Callable[..., Any], ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    return *operator(d_out, *ctx.saved_tensors, ctx.max_seqlen), None, None
+def _backward(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    return *_flash4_backward(d_out, *ctx.saved_tensors, ctx.max_seqlen), None, None
 
 
-for _forward_op, _backward_op in ((_flash4, _flash4_backward), (_flash3, _flash3_backward)):
-    _forward_op.register_fake(lambda q, *_: _empty_results(q))
-    _backward_op.register_fake(lambda _, q, k, v, *__: _empty_gradients(q, k, v))
-    _forward_op.register_autograd(partial(_backward, _backward_op), setup_context=_save)
+def _save_flash3(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *others, again = inputs
+    _save(ctx, tuple(others), output)
+    ctx.shapes = [x.shape for x in again]
+
+
+def _backward_flash3(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor | list[Tensor] | None, ...]:
+    dq, dk, dv, *more = _flash3_backward(d_out, *ctx.saved_tensors, ctx.max_seqlen, len(ctx.shapes) > 0)
+    return dq, dk, dv, None, None, [x.view(shape) for x, shape in zip(more, ctx.shapes, strict=True)]
+
+
+for _operator in (_flash4, _flash3):
+    _operator.register_fake(lambda q, *_: _empty_results(q))
+_flash4_backward.register_fake(lambda _, q, k, v, *__: _empty_gradients(q, k, v))
+_flash3_backward.register_fake(lambda _, q, k, v, *others: _flash3_gradients(q, k, v, apart=others[-1]))
+_flash4.register_autograd(_backward, setup_context=_save)
+_flash3.register_autograd(_backward_flash3, setup_context=_save_flash3)
 
 
 def _attend(
-    operator: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    operator: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *again: Sequence[Tensor],
 ) -> Tensor:
-    _check(q, k, v, cu_seqlens)
-    out: Tensor = operator(*(x.flatten(0, 1) for x in (q, k, v)), cu_seqlens, max_seqlen)[0]
+    out: Tensor = operator(*(x.flatten(0, 1) for x in (q, k, v)), cu_seqlens, max_seqlen, *again)[0]
     return out.view(q.shape)
 
 

@@ -60,6 +60,14 @@ def test_gradients_are_those_of_the_plain_loop(case: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_k_and_v_that_come_again_are_not_read() -> None:
+    q, k, v = inputs(2, 23, 6, 2)
+    cu_seqlens = torch.tensor([0, 7, 23, 46], dtype=torch.int32)
+    more = [(torch.full_like(k, torch.nan), torch.full_like(v, torch.nan)) for _ in range(2)]
+    found, expected = (attention(q, k, v, cu_seqlens=cu_seqlens, max_seqlen=23, again=x) for x in (more, ()))
+    assert torch.equal(found, expected)
+
+
 def test_a_segment_never_sees_another_not_even_bit_by_bit() -> None:
     q, k, v = (x.float() for x in inputs(1, 23, 4, 2))
     cu_seqlens = torch.tensor([0, 7, 23], dtype=torch.int32)

@@ -55,6 +55,12 @@ def segments() -> dict[str, Any]:
     return {"cu_seqlens": torch.tensor(BOUNDS, dtype=torch.int32), "max_seqlen": 2048}
 
 
+def further(k: Tensor, v: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Return k and v again, of which nothing but the shapes may be read."""
+    pairs = [[torch.full_like(x, torch.nan).requires_grad_() for x in (k, v)] for _ in range(count)]
+    return [(k, v) for k, v in pairs]
+
+
 def exact_gradients(q: Tensor, k: Tensor, v: Tensor, incoming: Tensor) -> tuple[Tensor, ...]:
     q, k, v = leaves = tuple(x.detach().double().requires_grad_() for x in (q, k, v))
     return torch.autograd.grad(segment_attention(q, k, v, BOUNDS), leaves, incoming.double())
@@ -100,6 +106,66 @@ def test_gradients_flow_where_they_are_wanted_alone(flash: Attention) -> None:
     assert distance(found, exact_gradients(q, k, v, torch.ones_like(q))[1]) < 4e-3
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 3])
+def test_each_query_head_of_a_group_gives_gradients_to_a_pair_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, kv_heads: int
+) -> None:
+    group = 6 // kv_heads
+    q, k, v = (x.requires_grad_() for x in inputs(kv_heads=kv_heads))
+    pairs = [(k, v), *further(k, v, group - 1)]
+    incoming = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with placed_flash3(monkeypatch):
+        summed = torch.autograd.grad(flash3_attention(q, k, v, **segments()), (q, k, v), incoming)
+        out = flash3_attention(q, k, v, **segments(), again=pairs[1:])
+        dq, *parts = torch.autograd.grad(out, (q, *(x for pair in pairs for x in pair)), incoming)
+    assert torch.equal(dq, summed[0])
+    for member in range(group):
+        heads = slice(member, None, group)
+        exact = exact_gradients(q[:, :, heads], k, v, incoming[:, :, heads])[1:]
+        for gradient, expected in zip(parts[2 * member : 2 * member + 2], exact, strict=True):
+            assert gradient.is_contiguous()
+            assert distance(gradient, expected) < 4e-3
+    for one, total in zip((parts[::2], parts[1::2]), summed[1:], strict=True):
+        assert torch.equal(torch.stack(one).sum(0), total)
+
+
+def test_flash4_gives_all_gradients_to_k_and_v(monkeypatch: pytest.MonkeyPatch) -> None:
+    place_flash4(monkeypatch)
+    q, k, v = (x.requires_grad_() for x in inputs())
+    pairs = further(k, v, 2)
+    out = flash4_attention(q, k, v, **segments(), again=pairs)
+    found = torch.autograd.grad(out.sum(), (q, k, v, *pairs[0], *pairs[1]), allow_unused=True)
+    expected = torch.autograd.grad(flash4_attention(q, k, v, **segments()).sum(), (q, k, v))
+    assert [x is None for x in found[3:]] == [True] * 4
+    torch.testing.assert_close(found[:3], expected, rtol=0, atol=0)
+
+
+def test_what_comes_again_is_neither_kept_nor_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    q, k, v = (x.requires_grad_() for x in inputs())
+    k_again, v_again = (x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (k, v))
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    with placed_flash3(monkeypatch), watched(made), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        flash3_attention(q, k, v, **segments(), again=[(k_again, v_again)] * 2)
+    assert not [name for name in made if "clone" in name or "copy" in name]
+    places = {x.data_ptr() for x in kept}
+    assert {x.data_ptr() for x in (q, k, v)} <= places
+    assert not {x.data_ptr() for x in (k_again, v_again)} & places
+
+
+@pytest.mark.parametrize(("kv_heads", "count", "fits"), [(2, 1, 2), (2, 3, 2), (6, 1, 0)])
+def test_pairs_for_other_than_all_further_query_heads_are_refused(kv_heads: int, count: int, fits: int) -> None:
+    q, k, v = inputs(kv_heads=kv_heads)
+    told = f"6 query heads of {kv_heads} key/value heads take k and v again 0 or {fits} times, not {count}"
+    with pytest.raises(ValueError, match=told):
+        flash3_attention(q, k, v, **segments(), again=further(k, v, count))
+
+
 @pytest.mark.parametrize(("before", "after"), [(8, 0), (0, 3), (3, 5)])
 def test_heads_of_longer_rows_give_what_their_copies_give(flash: Attention, before: int, after: int) -> None:
     """Rows that are no multiple of 16 bytes long, or heads that begin at no such address, cannot be read in place."""
@@ -121,16 +187,25 @@ def test_heads_are_read_in_place_where_they_can_be() -> None:
     assert flash_ops._aligned(x) is x
 
 
-def test_the_operators_pass_opcheck(name: str) -> None:
+def test_the_operators_of_flash4_pass_opcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    place_flash4(monkeypatch)
     q, k, v = (x.flatten(0, 1) for x in inputs(heads=2, kv_heads=1))
-    cu_seqlens = torch.tensor(BOUNDS, dtype=torch.int32)
-    forward, backward = {
-        "fa4": (flash_ops._flash4, flash_ops._flash4_backward),
-        "fa3": (flash_ops._flash3, flash_ops._flash3_backward),
-    }[name]
-    out, lse = forward(q, k, v, cu_seqlens, 2048)
-    torch.library.opcheck(forward, (*(x.clone().requires_grad_() for x in (q, k, v)), cu_seqlens, 2048))
-    torch.library.opcheck(backward, (torch.ones_like(q), q, k, v, out, lse, cu_seqlens, 2048))
+    bounds = torch.tensor(BOUNDS, dtype=torch.int32), 2048
+    out, lse = flash_ops._flash4(q, k, v, *bounds)
+    torch.library.opcheck(flash_ops._flash4, (*(x.clone().requires_grad_() for x in (q, k, v)), *bounds))
+    torch.library.opcheck(flash_ops._flash4_backward, (torch.ones_like(q), q, k, v, out, lse, *bounds))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_the_operators_of_flash3_pass_opcheck(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    heads = inputs(heads=3, kv_heads=1)
+    q, k, v = (x.flatten(0, 1) for x in heads)
+    again = [x.detach().zero_().requires_grad_() for pair in further(*heads[1:], count) for x in pair]
+    bounds = torch.tensor(BOUNDS, dtype=torch.int32), 2048
+    with placed_flash3(monkeypatch):
+        out, lse = flash_ops._flash3(q, k, v, *bounds, [])
+        torch.library.opcheck(flash_ops._flash3, (*(x.clone().requires_grad_() for x in (q, k, v)), *bounds, again))
+        torch.library.opcheck(flash_ops._flash3_backward, (torch.ones_like(q), q, k, v, out, lse, *bounds, count > 0))
 
 
 def test_compiled_as_one_graph_it_gives_the_same_bits(flash: Attention) -> None:
@@ -147,6 +222,22 @@ def test_compiled_as_one_graph_it_gives_the_same_bits(flash: Attention) -> None:
     torch.testing.assert_close(found, step(*leaves), rtol=0, atol=0)
 
 
+def test_compiled_as_one_graph_the_parts_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (x.requires_grad_() for x in inputs())
+    leaves, bounds = (q, k, v, *(x for pair in further(k, v, 2) for x in pair)), segments()
+
+    def form(*given: Tensor) -> Tensor:
+        q, k, v, *again = given
+        return flash3_attention(q * 2, k, v, **bounds, again=list(zip(again[::2], again[1::2], strict=True)))
+
+    with placed_flash3(monkeypatch):
+        results = []
+        for function in (form, torch.compile(form, backend="aot_eager", fullgraph=True)):
+            out = function(*leaves)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_a_second_derivative_is_refused(flash: Attention) -> None:
     leaves = tuple(x.requires_grad_() for x in inputs())
     out = flash(*leaves, **segments())
@@ -157,26 +248,31 @@ def test_a_second_derivative_is_refused(flash: Attention) -> None:
 
 def test_the_log_sum_exp_has_no_gradient(name: str) -> None:
     q, k, v = (x.flatten(0, 1).requires_grad_() for x in inputs())
-    operator = flash_ops._flash4 if name == "fa4" else flash_ops._flash3
-    out, lse = operator(q, k, v, segments()["cu_seqlens"], 2048)
+    given = q, k, v, segments()["cu_seqlens"], 2048
+    out, lse = flash_ops._flash4(*given) if name == "fa4" else flash_ops._flash3(*given, [])
     assert out.requires_grad
     assert not lse.requires_grad
     expected = attend(q.detach(), k.detach(), v.detach(), segments()["cu_seqlens"], 0.25)[1]
     torch.testing.assert_close(lse.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_no_gradient_of_zeros_is_made_for_the_log_sum_exp(flash: Attention) -> None:
-    """PyTorch would fill one on the GPU with every call."""
-    made: list[str] = []
+def watched(made: list[str]) -> TorchDispatchMode:
+    """Write down what PyTorch is asked for."""
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made.append(str(function))
             return function(*args, **(kwargs or {}))
 
+    return Watch()  # type: ignore[no-untyped-call]  # PyTorch's constructor is untyped
+
+
+def test_no_gradient_of_zeros_is_made_for_the_log_sum_exp(flash: Attention) -> None:
+    """PyTorch would fill one on the GPU with every call."""
+    made: list[str] = []
     leaves = tuple(x.requires_grad_() for x in inputs())
     out = flash(*leaves, **segments())
-    with Watch():  # type: ignore[no-untyped-call]  # PyTorch's constructor is untyped
+    with watched(made):
         torch.autograd.grad(out, leaves, torch.ones_like(out))
     assert any("backward" in name for name in made)
     assert not [name for name in made if "zeros" in name]
@@ -188,6 +284,9 @@ def test_no_tokens_need_no_package() -> None:
         out = form(q, k, v, cu_seqlens=torch.zeros(2, dtype=torch.int32), max_seqlen=2048)
         assert out.shape == (2, 0, 6, 16)
         assert [x.shape for x in torch.autograd.grad(out.sum(), (q, k, v))] == [q.shape, k.shape, v.shape]
+    pairs = further(k, v, 2)
+    out = flash3_attention(q, k, v, cu_seqlens=torch.zeros(2, dtype=torch.int32), max_seqlen=2048, again=pairs)
+    assert [x.shape for x in torch.autograd.grad(out.sum(), pairs[1])] == [k.shape, v.shape]
 
 
 WRONG: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {

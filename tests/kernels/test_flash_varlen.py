@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from golf.kernels.flash_ops import open_varlen
 from tests.kernels.test_attention import segment_attention
-from tests.kernels.test_flash_ops import BOUNDS, inputs, segments
+from tests.kernels.test_flash_ops import BOUNDS, further, inputs, segments
 
 
 def varlen_of_2_10(
@@ -56,6 +56,15 @@ def test_every_pytorch_is_asked_for_causal_grouped_segments(
     out = open_varlen()(q, k, v, **segments())
     expected = segment_attention(q.double(), k.double(), v.double(), BOUNDS)
     torch.testing.assert_close(out.double(), expected, rtol=2**-7, atol=1e-6)
+
+
+def test_k_and_v_that_come_again_get_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", SimpleNamespace(varlen_attn=varlen_of_2_13))
+    q, k, v = (x.requires_grad_() for x in inputs())
+    pairs = further(k, v, 2)
+    out = open_varlen()(q, k, v, **segments(), again=pairs)
+    found = torch.autograd.grad(out.sum(), [k, v, *pairs[0], *pairs[1]], allow_unused=True)
+    assert [x is None for x in found] == [False, False, True, True, True, True]
 
 
 def test_this_pytorch_takes_what_its_varlen_is_given() -> None:
