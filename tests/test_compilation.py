@@ -1,7 +1,8 @@
 """torch.compile over the model: the same numbers, one graph a plan, none after the first use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from golf.compilation import Compile, compile_model, count_graphs, uncompiled
 from golf.kernels.project import fused_project
-from golf.kernels.table import PLAIN, fused_kernels
+from golf.kernels.table import PLAIN, AttentionFunction, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
 from tests.kernels.interpreter import needs_interpreter
@@ -25,7 +26,15 @@ RECORD = ("model.lanes.start=3", "model.attention_gate.window=5")  # parts of th
 PLANS = {looping: plan_layers(pico_recipe(*RECORD).model, looping=looping) for looping in (False, True)}
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    again: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
     """Attend through a mask: slow, but of static shapes, as the plain form is not."""
     tokens = q.shape[0] * q.shape[1]
     segment = torch.searchsorted(cu_seqlens, torch.arange(tokens), right=True)
@@ -33,6 +42,23 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max
     flat_q, flat_k, flat_v = (x.flatten(0, 1).transpose(0, 1)[None] for x in (q, k, v))
     out = F.scaled_dot_product_attention(flat_q, flat_k, flat_v, attn_mask=mask, enable_gqa=True)
     return out[0].transpose(0, 1).reshape(q.shape)
+
+
+def attention_apart(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    again: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
+    """Attend by each query head of a group in turn, to a pair of its own."""
+    pairs = [(k, v), *again]
+    members = [q[:, :, i :: len(pairs)] for i in range(len(pairs))]
+    attend = partial(masked_attention, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+    parts = [attend(member, *pair) for member, pair in zip(members, pairs, strict=True)]
+    return torch.stack(parts, dim=3).flatten(2, 3)
 
 
 @pytest.fixture
@@ -98,10 +124,13 @@ def test_the_fused_projection_compiles(model: GPT) -> None:
 
 
 @needs_interpreter
+@pytest.mark.parametrize("attention", [masked_attention, attention_apart])
 @pytest.mark.parametrize("how", ["block", "model"])
-def test_a_model_of_fused_kernels_compiles_though_it_overwrites_its_stream(model: GPT, how: Compile) -> None:
+def test_a_model_of_fused_kernels_compiles_though_it_overwrites_its_stream(
+    model: GPT, how: Compile, attention: AttentionFunction
+) -> None:
     expected = losses_and_gradients(model, looping=True)
-    model.kernels = replace(fused_kernels(), attention=masked_attention)
+    model.kernels = replace(fused_kernels(), attention=attention)
     compile_model(model, how, backend="aot_eager")
     found = losses_and_gradients(model, looping=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -77,6 +77,7 @@ def _project(sizes: Sizes) -> Case:
 def _turn_heads(sizes: Sizes) -> Case:
     config = sizes.config
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+    group = heads // kv_heads
     cos, sin = (part.to(sizes.dtype) for part in rotary_table(config.rope, sizes.tokens, sizes.device))
 
     def make(draw: Draw) -> Inputs:
@@ -86,10 +87,12 @@ def _turn_heads(sizes: Sizes) -> Case:
 
     def call(turn_heads: Any, x: Inputs) -> Outputs:
         turned = turn_heads(x["q"], x["k"], x["v"], cos, sin, x.get("gain"), normalize=config.qk_norm)
-        return tuple(turned)
+        again = turned.again or ((turned.k, turned.v),) * (group - 1)
+        return turned.q, turned.k, turned.v, turned.same_v, *(tensor for pair in again for tensor in pair)
 
     turned, table = sizes.bytes(heads + kv_heads, dim), sizes.bytes(config.rope.dims)
-    backward = Work(3 * turned + 3 * sizes.bytes(kv_heads, dim) + table)  # v's two gradients become one
+    # A gradient of k and of v for each query head of a group, and v's other reader's, become one of each.
+    backward = Work(3 * turned + (2 * group + 1) * sizes.bytes(kv_heads, dim) + table)
     return Case("turn heads", "turn_heads", make, call, Work(2 * turned + table), backward)
 
 

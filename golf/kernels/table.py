@@ -31,7 +31,16 @@ KernelChoice = Literal["auto", "plain"]
 class AttentionFunction(Protocol):
     """See `golf.kernels.attention`."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor: ...
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        again: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> Tensor: ...
 
 
 class NormFunction(Protocol):

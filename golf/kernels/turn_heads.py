@@ -32,6 +32,7 @@ class Heads(NamedTuple):
     k: Tensor  # (B, T, K, D)
     v: Tensor  # (B, T, K, D)
     same_v: Tensor  # v, for a second reader: the gradients of both are added up where they are written
+    again: tuple[tuple[Tensor, Tensor], ...]  # k and v, for each further query head of a group, likewise; or nothing
 
 
 def plain_turn_heads(
@@ -43,7 +44,7 @@ def plain_turn_heads(
     dtype of the heads, which is the result's.
     """
     turned_k = _turned(k, cos, sin, None, normalize=normalize)
-    return Heads(_turned(q, cos, sin, gain, normalize=normalize), turned_k, v, v)
+    return Heads(_turned(q, cos, sin, gain, normalize=normalize), turned_k, v, v, ())
 
 
 def _turned(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, *, normalize: bool) -> Tensor:
@@ -63,7 +64,7 @@ def _turn_op(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, norma
 @torch.library.custom_op("golf::turn_heads_backward", mutates_args=())
 def _turn_back_op(
     of_q: Tensor,
-    of_k: Tensor,
+    of_k: Sequence[Tensor],
     of_v: Sequence[Tensor],
     q: Tensor,
     k: Tensor,
@@ -72,7 +73,7 @@ def _turn_back_op(
     gain: Tensor | None,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the raw heads from those of the turned ones and the one or two of v.
+    """Return the gradients of the raw heads from those of the turned ones and of v, one or more of k and of v.
 
     They are the queries', keys' and values' heads of one tensor (B, T, H + 2K, D), as one projection had them; then
     float32, the gain's: (H,), or (0,) without one.
@@ -82,7 +83,7 @@ def _turn_back_op(
         return joint, d_gain.zero_()
     d_q, d_k, d_v = joint.split([q.shape[2], k.shape[2], k.shape[2]], dim=2)
     tables = cos, sin
-    launch_turn_back(of_q, q, tables, d_q, gain, d_gain, normalize=normalize)
+    launch_turn_back([of_q], q, tables, d_q, gain, d_gain, normalize=normalize)
     launch_turn_back(of_k, k, tables, d_k, None, None, normalize=normalize, of_v=of_v, d_v=d_v)
     return joint, d_gain
 
@@ -100,7 +101,7 @@ def _turn_fake(heads: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, nor
 @_turn_back_op.register_fake
 def _turn_back_fake(
     of_q: Tensor,
-    of_k: Tensor,
+    of_k: Sequence[Tensor],
     of_v: Sequence[Tensor],
     q: Tensor,
     k: Tensor,
@@ -118,23 +119,25 @@ class _TurnHeads(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, normalize: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
+        """Return q, k, v, the same v, then k and v in turns."""
         ctx.set_materialize_grads(False)
         ctx.normalize = normalize
         ctx.save_for_backward(q, k, cos, sin, gain)
         turned_k = _turn_op(k, cos, sin, None, normalize)
-        return _turn_op(q, cos, sin, gain, normalize), turned_k, v.view(v.shape), v.view(v.shape)
+        further = range(q.shape[2] // k.shape[2] - 1)
+        again = [x.view(x.shape) for _ in further for x in (turned_k, v)]
+        return _turn_op(q, cos, sin, gain, normalize), turned_k, v.view(v.shape), v.view(v.shape), *again
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, of_q: Tensor | None, of_k: Tensor | None, of_v: Tensor | None, of_same_v: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_q: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, cos, sin, gain = ctx.saved_tensors
+        of_k, of_v, of_same_v, *again = others
         of_q = q.new_zeros(q.shape) if of_q is None else of_q
-        of_k = k.new_zeros(k.shape) if of_k is None else of_k
-        of_values = [x for x in (of_v, of_same_v) if x is not None] or [k.new_zeros(k.shape)]
-        joint, d_gain = _turn_back_op(of_q, of_k, of_values, q, k, cos, sin, gain, ctx.normalize)
+        of_keys = [x for x in (of_k, *again[::2]) if x is not None] or [k.new_zeros(k.shape)]
+        of_values = [x for x in (of_v, *again[1::2], of_same_v) if x is not None] or [k.new_zeros(k.shape)]
+        joint, d_gain = _turn_back_op(of_q, of_keys, of_values, q, k, cos, sin, gain, ctx.normalize)
         by_heads = joint.split([q.shape[2], k.shape[2], k.shape[2]], dim=2)
         return *by_heads, None, None, None if gain is None else d_gain, None
 
@@ -151,7 +154,8 @@ def fused_turn_heads(
     """
     _check(q, k, v, cos, sin, gain)
     found: tuple[Tensor, ...] = _TurnHeads.apply(q, k, v, cos, sin, gain, normalize)  # type: ignore[no-untyped-call]
-    return Heads(*found)
+    q, k, v, same_v, *again = found
+    return Heads(q, k, v, same_v, tuple(zip(again[::2], again[1::2], strict=True)))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None) -> None:

@@ -18,6 +18,9 @@ BACKWARD_TILE = 2048  # channels a program and turn of its loop
 BACKWARD_PROGRAMS = 8 * 132  # at most, if H divides it; each writes one row of partial sums
 WARPS = 4
 
+MAX_GRADIENTS = 2  # of the same heads, that the backward's kernel adds up: those of a group's two query heads
+MAX_GRADIENTS_OF_V = 3  # and of who else reads the values
+
 
 def as_tokens(heads: Tensor) -> Tensor:
     """Flatten heads (B, T, H, D) to (B*T, H, D) whose tokens are contiguous each, one stride apart; copy if need be."""
@@ -89,22 +92,40 @@ def _turn(
 
 
 @jit
+def _sum_of(
+    gradients: "Any", strides: "Any", token: "Any", start: "Any", channel: "Any", inside: "Any", COUNT: tl.constexpr
+) -> Any:
+    """Add up a tile of each gradient in float32; the first is there, of the others what is not None."""
+    token = token.to(tl.int64)
+    total = tl.load(gradients[0] + token * strides[0] + start + channel, mask=inside, other=0.0).to(tl.float32)
+    for k in tl.static_range(1, COUNT):
+        if gradients[k] is not None:
+            more = tl.load(gradients[k] + token * strides[k] + start + channel, mask=inside, other=0.0)
+            total += more.to(tl.float32)
+    return total
+
+
+@jit
 def _turn_back(
-    gradient: "Any",  # (N, H, D)
+    g0: "Any",  # (N, H, D), gradients of the same heads; None: there are fewer
+    g1: "Any",
     heads: "Any",  # (N, H, D)
     cos: "Any",  # (T, R)
     sin: "Any",
     gain: "Any",  # (H,) or None
     d_heads: "Any",  # (N, H, D)
     partial: "Any",  # (programs * ROWS,), entry i of head i % H
-    of_v: "Any",  # (N, H, D), v's gradients; None: there are fewer
-    of_same_v: "Any",
+    v0: "Any",  # (N, H, D), v's gradients; None: there are fewer
+    v1: "Any",
+    v2: "Any",
     d_v: "Any",  # (N, H, D), their sum
     rows: "Any",  # N * H
-    gradient_stride: "Any",  # of a token, as all strides
+    g0_stride: "Any",  # of a token, as all strides
+    g1_stride: "Any",
     stride: "Any",
-    of_v_stride: "Any",
-    of_same_v_stride: "Any",
+    v0_stride: "Any",
+    v1_stride: "Any",
+    v2_stride: "Any",
     result_stride: "Any",  # in `d_heads` and `d_v`
     tokens: "Any",  # T
     EPS: tl.constexpr,
@@ -119,6 +140,8 @@ def _turn_back(
 
     Keys take the gradients of the values along, which have as many heads.
     """
+    incoming, strides = (g0, g1), (g0_stride, g1_stride)
+    of_v, strides_of_v = (v0, v1, v2), (v0_stride, v1_stride, v2_stride)
     first, second, has_first, has_second = _pairs(SIZE, HALF, PAIRS)
     dtype: tl.constexpr = d_heads.dtype.element_ty
     lane = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -131,10 +154,9 @@ def _turn_back(
         row = lane + start
         valid = row < rows
         token = row // HEADS
-        incoming = gradient + token.to(tl.int64) * gradient_stride + head * SIZE
         source = heads + token.to(tl.int64) * stride + head * SIZE
-        g_u = tl.load(incoming + first, mask=valid & has_first, other=0.0).to(tl.float32)
-        g_w = tl.load(incoming + second, mask=valid & has_second, other=0.0).to(tl.float32)
+        g_u = _sum_of(incoming, strides, token, head * SIZE, first, valid & has_first, 2)
+        g_w = _sum_of(incoming, strides, token, head * SIZE, second, valid & has_second, 2)
         u = tl.load(source + first, mask=valid & has_first, other=0.0).to(tl.float32)
         w = tl.load(source + second, mask=valid & has_second, other=0.0).to(tl.float32)
         c, s = _angles(cos, sin, token % tokens, valid, HALF, PAIRS, dtype)
@@ -156,11 +178,7 @@ def _turn_back(
         if d_v is not None:
             channel = tl.arange(0, 2 * PAIRS)[None, :]
             inside = valid & (channel < SIZE)
-            total_v = tl.load(of_v + token.to(tl.int64) * of_v_stride + head * SIZE + channel, mask=inside, other=0.0)
-            total_v = total_v.to(tl.float32)
-            if of_same_v is not None:
-                more = of_same_v + token.to(tl.int64) * of_same_v_stride + head * SIZE
-                total_v += tl.load(more + channel, mask=inside, other=0.0).to(tl.float32)
+            total_v = _sum_of(of_v, strides_of_v, token, head * SIZE, channel, inside, 3)
             tl.store(d_v + result + channel, total_v.to(dtype), mask=inside)
     if gain is not None:
         tl.store(partial + lane, total)
@@ -178,7 +196,7 @@ def launch_turn(
 
 
 def launch_turn_back(
-    gradient: Tensor,
+    gradients: Sequence[Tensor],
     heads: Tensor,
     tables: tuple[Tensor, Tensor],
     result: Tensor,
@@ -191,20 +209,30 @@ def launch_turn_back(
 ) -> None:
     """Write the gradient of `heads` into `result` and the gain's into `d_gain`; the sum of v's, `of_v`, into `d_v`.
 
-    `result` and `d_v` may be heads of longer rows, of one length; there are one or two `of_v`, if any.
+    That of the turned heads is the sum of one or more `gradients`; `result` and `d_v` may be heads of longer rows, of
+    one length. The kernel adds up `MAX_GRADIENTS`, and `MAX_GRADIENTS_OF_V` of v, in float32; if there are more, the
+    last ones are added up before, in float32 too and rounded once.
     """
     cos, sin, gain = tables[0].contiguous(), tables[1].contiguous(), _contiguous(gain)
     rows, (tokens, count) = heads.shape[:3].numel(), heads.shape[1:3]
     shape = _constants(heads, cos, tile=BACKWARD_TILE, normalize=normalize)
     programs = ceil_div(min(ceil_div(rows, shape["ROWS"]), BACKWARD_PROGRAMS), count) * count
     partial = heads.new_empty(0 if gain is None else programs * shape["ROWS"], dtype=torch.float32)
-    gradient, heads, *of_v = (as_tokens(x) for x in (gradient, heads, *of_v))
-    values = (*of_v, *[None] * (2 - len(of_v)), d_v)
-    strides = [0 if x is None else x.stride(0) for x in (gradient, heads, *values[:2])]
-    sizes = (rows, *strides, result.stride(1), tokens)
-    _turn_back[programs,](gradient, heads, cos, sin, gain, result, partial, *values, *sizes, **shape, num_warps=WARPS)
+    heads, incoming, values = as_tokens(heads), _at_most(MAX_GRADIENTS, gradients), _at_most(MAX_GRADIENTS_OF_V, of_v)
+    tensors = (*incoming, heads, cos, sin, gain, result, partial, *values, d_v)
+    strides = [0 if x is None else x.stride(0) for x in (*incoming, heads, *values)]
+    _turn_back[programs,](*tensors, rows, *strides, result.stride(1), tokens, **shape, num_warps=WARPS)
     if d_gain is not None and gain is not None:
         torch.sum(partial.view(-1, count), 0, out=d_gain)
+
+
+def _at_most(count: int, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return `count` gradients (B*T, H, D) of the same sum, the surplus added up; None where there are fewer."""
+    few = [as_tokens(x) for x in gradients]
+    if len(few) > count:
+        surplus = torch.stack(few[count - 1 :]).sum(0, dtype=torch.float32)
+        few[count - 1 :] = [surplus.to(few[0].dtype)]
+    return [*few, *[None] * (count - len(few))]
 
 
 def _contiguous(gain: Tensor | None) -> Tensor | None:

@@ -55,11 +55,13 @@ class Attention(nn.Module):
         for part in self.value_parts.values():
             v = part(v, context)
         tables = context.cos, context.sin
-        q, k, v, same_v = kernels.turn_heads(self._heads(flat_q), k, v, *tables, self.q_gain, normalize=self.qk_norm)
-        y = kernels.attention(q, k, v, cu_seqlens=context.cu_seqlens, max_seqlen=context.max_seqlen)  # (B, T, H, D)
+        heads = kernels.turn_heads(self._heads(flat_q), k, v, *tables, self.q_gain, normalize=self.qk_norm)
+        y = kernels.attention(
+            heads.q, heads.k, heads.v, cu_seqlens=context.cu_seqlens, max_seqlen=context.max_seqlen, again=heads.again
+        )  # (B, T, H, D)
         gates = None if self.gate is None else self.gate(flat_q, *scores)  # (B, T, H)
         if self.excludes:
-            y = kernels.exclude(y, same_v, gates)
+            y = kernels.exclude(y, heads.same_v, gates)
         elif gates is not None:
             y = y * gates[..., None]
         y = y.flatten(2)  # (B, T, C)

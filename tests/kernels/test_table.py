@@ -1,11 +1,14 @@
 """Fused and plain kernels give one model: the whole of it, through Triton's interpreter."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from golf.kernels.attention import attention
 from golf.kernels.table import PLAIN, Kernels, choose_kernels, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
@@ -25,6 +28,13 @@ def losses_and_gradients(model: GPT, kernels: Kernels, *, looping: bool) -> dict
     return {"losses": losses.detach(), **gradients}
 
 
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    whole = torch.stack([value.norm() for name, value in expected.items() if name != "losses"]).norm()
+    for name, value in expected.items():  # a scalar's gradient may be a small difference of large sums
+        assert float((found[name] - value).norm()) <= 2e-5 * float(value.norm()) + 1e-8 * float(whole), name
+
+
 @needs_interpreter
 @pytest.mark.parametrize("looping", [False, True])
 @pytest.mark.parametrize(
@@ -40,11 +50,35 @@ def losses_and_gradients(model: GPT, kernels: Kernels, *, looping: bool) -> dict
 def test_a_model_of_fused_kernels_is_the_plain_model(changes: tuple[str, ...], looping: bool) -> None:
     model = pico_model(pico_recipe(*changes))
     expected = losses_and_gradients(model, PLAIN, looping=looping)
-    found = losses_and_gradients(model, fused_kernels(), looping=looping)
-    assert found.keys() == expected.keys()
-    whole = torch.stack([value.norm() for name, value in expected.items() if name != "losses"]).norm()
-    for name, value in expected.items():  # a scalar's gradient may be a small difference of large sums
-        assert float((found[name] - value).norm()) <= 2e-5 * float(value.norm()) + 1e-8 * float(whole), name
+    assert_near(losses_and_gradients(model, fused_kernels(), looping=looping), expected)
+
+
+def attention_apart(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    again: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
+    """Attend by each query head of a group in turn, to a pair of its own: the pairs have the gradients of one each."""
+    pairs = [(k, v), *again]
+    assert len(pairs) == q.shape[2] // k.shape[2]
+    members = (q[:, :, i :: len(pairs)] for i in range(len(pairs)))
+    attend = partial(attention, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+    parts = [attend(member, *pair) for member, pair in zip(members, pairs, strict=True)]
+    return torch.stack(parts, dim=3).flatten(2, 3)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_gradients_of_k_and_v_that_come_apart_are_the_plain_models(kv_heads: int) -> None:
+    model = pico_model(pico_recipe(*RECORD_PARTS, f"model.num_kv_heads={kv_heads}"))
+    expected = losses_and_gradients(model, PLAIN, looping=True)
+    assert_near(
+        losses_and_gradients(model, replace(fused_kernels(), attention=attention_apart), looping=True), expected
+    )
 
 
 @needs_interpreter

@@ -1,5 +1,6 @@
 """A forward and backward that may be recorded as a CUDA graph: with no option does the host look at a tensor."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,15 @@ class Unread(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    again: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
     """Attend as the flash kernels do, by arithmetic alone; B rows are one long row of T tokens."""
     shape, group = q.shape, q.shape[2] // k.shape[2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))

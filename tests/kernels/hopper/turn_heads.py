@@ -1,4 +1,7 @@
-"""The launches of `fused_turn_heads` for a record's queries (gained), and for its keys, which take the values along."""
+"""The launches of `fused_turn_heads` for a record's queries (gained), and for its keys, which take the values along.
+
+Backward, a record's keys have two gradients and its values three (with FlashAttention-3), or one and two.
+"""
 
 from typing import Any
 
@@ -8,7 +11,9 @@ from tests.kernels.hopper.build import Case
 
 SIZE, HALF = 64, 8
 FLOATS = ("gain", "partial")
-SIZES = ("rows", "stride", "tokens", "gradient_stride", "of_v_stride", "of_same_v_stride", "result_stride")
+STRIDES = ("stride", "g0_stride", "g1_stride", "v0_stride", "v1_stride", "v2_stride", "result_stride")
+SIZES = ("rows", "tokens", *STRIDES)
+QUERIES = ("g1", "v0", "v1", "v2", "d_v")  # what theirs lack
 
 
 def _case(name: str, kernel: Any, dtype: str, heads: int, missing: tuple[str, ...], *, tile: int) -> Case:
@@ -29,8 +34,10 @@ def _cases(dtype: str, *, heads: int, missing: tuple[str, ...] = ()) -> list[Cas
 
 
 CASES = [
-    *_cases("bf16", heads=8, missing=("of_v", "of_same_v", "d_v")),
+    *_cases("bf16", heads=8, missing=QUERIES),
     *_cases("bf16", heads=4, missing=("gain",)),
-    *_cases("bf16", heads=4, missing=("gain", "of_same_v")),
-    *_cases("fp32", heads=8, missing=("of_v", "of_same_v", "d_v")),
+    *_cases("bf16", heads=4, missing=("gain", "v2")),
+    *_cases("bf16", heads=4, missing=("gain", "g1", "v2")),
+    *_cases("bf16", heads=4, missing=("gain", "g1", "v1", "v2")),
+    *_cases("fp32", heads=8, missing=QUERIES),
 ]
