@@ -1,6 +1,5 @@
 """One training step's gradient, as the loop takes it and as priming does."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -64,7 +63,8 @@ class StepGradient:
     def _begin(self) -> None:
         """Empty the buffers and make them the parameters' `.grad`, which the optimizer drops after each step."""
         if self.buffers:
-            torch._foreach_zero_(self.buffers)
+            for (buffers,) in _by_dtype(self.buffers):
+                torch._foreach_zero_(buffers)
             for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
                 parameter.grad = buffer
 
@@ -81,16 +81,26 @@ class StepGradient:
 
 
 def _add_to_grad(parameters: Sequence[Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add gradients to the parameters' `.grad`, in one kernel a dtype; autograd would start one a parameter."""
-    sums: defaultdict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    """Add gradients to the parameters' `.grad`; autograd would start a kernel for every parameter."""
+    totals: list[Tensor] = []
+    more: list[Tensor] = []
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
         if parameter.grad is None:
             parameter.grad = gradient
         else:
-            totals, more = sums[parameter.dtype]
             totals.append(parameter.grad)
             more.append(gradient)
-    for totals, more in sums.values():
-        torch._foreach_add_(totals, more)
+    for pair in _by_dtype(totals, more):
+        torch._foreach_add_(*pair)
+
+
+def _by_dtype(*lists: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
+    """Sort lists of equal length by the dtype of the first one's tensors: of two dtypes at once there is no kernel."""
+    sorted_lists: dict[torch.dtype, tuple[list[Tensor], ...]] = {}
+    for tensors in zip(*lists, strict=True):
+        found = sorted_lists.setdefault(tensors[0].dtype, tuple([] for _ in lists))
+        for one, tensor in zip(found, tensors, strict=True):
+            one.append(tensor)
+    return list(sorted_lists.values())

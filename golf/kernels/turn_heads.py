@@ -78,14 +78,14 @@ def _turn_back_op(
     They are the queries', keys' and values' heads of one tensor (B, T, H + 2K, D), as one projection had them; then
     float32, the gain's: (H,), or (0,) without one.
     """
-    joint, d_gain = _empty_gradients(q, k, gain)
+    joint, no_gain = _empty_gradients(q, k, gain)
     if not joint.numel():
-        return joint, d_gain.zero_()
+        return joint, no_gain.zero_()
     d_q, d_k, d_v = joint.split([q.shape[2], k.shape[2], k.shape[2]], dim=2)
     tables = cos, sin
-    launch_turn_back([of_q], q, tables, d_q, gain, d_gain, normalize=normalize)
-    launch_turn_back(of_k, k, tables, d_k, None, None, normalize=normalize, of_v=of_v, d_v=d_v)
-    return joint, d_gain
+    d_gain = launch_turn_back([of_q], q, tables, d_q, gain, normalize=normalize)
+    launch_turn_back(of_k, k, tables, d_k, None, normalize=normalize, of_v=of_v, d_v=d_v)
+    return joint, no_gain if d_gain is None else d_gain
 
 
 def _empty_gradients(q: Tensor, k: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from golf.kernels.column_sums import column_sums
 from golf.kernels.jit import ceil_div, jit, next_power_of_2, tl
 from golf.kernels.norm import EPS
 
@@ -201,13 +202,12 @@ def launch_turn_back(
     tables: tuple[Tensor, Tensor],
     result: Tensor,
     gain: Tensor | None,
-    d_gain: Tensor | None,
     *,
     normalize: bool,
     of_v: Sequence[Tensor] = (),
     d_v: Tensor | None = None,
-) -> None:
-    """Write the gradient of `heads` into `result` and the gain's into `d_gain`; the sum of v's, `of_v`, into `d_v`.
+) -> Tensor | None:
+    """Write the gradient of `heads` into `result`, the sum of v's, `of_v`, into `d_v`; return the gain's (H,), float32.
 
     That of the turned heads is the sum of one or more `gradients`; `result` and `d_v` may be heads of longer rows, of
     one length. The kernel adds up `MAX_GRADIENTS`, and `MAX_GRADIENTS_OF_V` of v, in float32; if there are more, the
@@ -222,8 +222,7 @@ def launch_turn_back(
     tensors = (*incoming, heads, cos, sin, gain, result, partial, *values, d_v)
     strides = [0 if x is None else x.stride(0) for x in (*incoming, heads, *values)]
     _turn_back[programs,](*tensors, rows, *strides, result.stride(1), tokens, **shape, num_warps=WARPS)
-    if d_gain is not None and gain is not None:
-        torch.sum(partial.view(-1, count), 0, out=d_gain)
+    return None if gain is None else column_sums(partial.view(-1, count))
 
 
 def _at_most(count: int, gradients: Sequence[Tensor]) -> list[Tensor | None]:
