@@ -33,9 +33,9 @@ def fused_project(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     narrow = [_with_whole_columns(weight.to(x.dtype), width) for weight in weights if weight.shape[1] < width]
     stacked = torch.cat(whole).to(x.dtype) if whole else x.new_empty(0, width)  # one cast each way
     rows = [len(weight) for weight in whole]
-    outputs = iter(_Project.apply(rows, x, stacked, *narrow))  # type: ignore[no-untyped-call]  # torch leaves it
-    by_kind = [next(outputs) for _ in rows], list(outputs)
-    return tuple(by_kind[weight.shape[1] < width].pop(0) for weight in weights)
+    outputs: tuple[Tensor, ...] = _Project.apply(rows, x, stacked, *narrow)  # type: ignore[no-untyped-call]
+    of_whole, of_narrow = iter(outputs[: len(rows)]), iter(outputs[len(rows) :])
+    return tuple(next(of_whole if weight.shape[1] == width else of_narrow) for weight in weights)
 
 
 def _with_whole_columns(weight: Tensor, width: int) -> Tensor:
