@@ -100,6 +100,14 @@ def test_nothing_is_compiled_after_the_first_use_of_each_plan(model: GPT, how: C
     assert count_graphs() == first
 
 
+def test_a_layer_has_one_graph_however_often_it_is_visited(model: GPT) -> None:
+    compile_model(model, "block", backend="eager")
+    before = count_graphs()
+    for looping in (False, True):
+        losses_and_gradients(model, looping=looping)
+    assert count_graphs() - before == len(model.blocks)
+
+
 @pytest.mark.parametrize("how", ["block", "model"])
 def test_an_observer_looks_into_the_uncompiled_forward(model: GPT, how: Compile) -> None:
     seen: list[str] = []

@@ -34,7 +34,7 @@ _GROUPS: tuple[tuple[str, str], ...] = (  # the first that is found in a name de
         r"^triton_tem_|gemm|nvjet|cutlass|cublas|splitK|gemv|^aten::(mm|addmm|bmm|baddbmm|mv|dot)$|mkldnn",
     ),
     ("fills and copies", r"Memcpy|Memset|FillFunctor|fill_|copy|CatArray|^aten::(zero_|cat|clone|index)"),
-    ("reductions", r"^_(mix|norm|turn|exclude)(_|$)|reduce_kernel|[nN]orm|^aten::(sum|mean)$"),
+    ("reductions", r"^_(mix|norm|turn|exclude|column_sums)(_|$)|reduce_kernel|[nN]orm|^aten::(sum|mean)$"),
     ("pointwise", r"^_scale_rows|elementwise|multi_tensor_apply|^aten::(add|mul|sub|div|pow|where|lerp|neg|rsqrt)"),
 )
 

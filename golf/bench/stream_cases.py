@@ -83,7 +83,7 @@ def _mix_norm(sizes: Sizes) -> Case:
         make=lambda draw: {"weights": draw.parameter(2, dim), **_streams(draw, 2)},
         call=call,
         forward=Work(4 * stream),
-        backward=Work(7 * stream),  # three gradients and the streams are read, two gradients written
+        backward=Work(8 * stream),  # of sum, norm and both streams handed on; the streams are read, two are written
     )
 
 

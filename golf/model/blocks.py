@@ -43,10 +43,9 @@ class Block(nn.Module):
         """Return u = r0 x + r1 x0, what attention reads, s rms(u), and x for who else reads it; all (B, T, C)."""
         kernels, s = context.kernels, self.norm_scale
         if self.resid_mix is not None and self.first_output is None:
-            streams = x, context.latest_x0()
-            u, n, same_x, context.memory["x0"] = kernels.mix_norm(streams, self.resid_mix, scale=s)
-            context.hand_on(x, same_x)
-            return u, n, same_x
+            u, n, x, x0 = kernels.mix_norm((x, context.latest_x0()), self.resid_mix, scale=s)
+            context.memory.update(stream=x, x0=x0)
+            return u, n, x
         u = x if self.resid_mix is None else kernels.mix((x, context.x0), self.resid_mix[None])[0]
         if self.first_output is None:
             return *kernels.stream_norm(u, scale=s), x

@@ -25,7 +25,11 @@ class Context(NamedTuple):
         """Return x0 as the last visit handed it on, whose backward adds up the gradients."""
         return self.memory.get("x0", self.x0)
 
-    def hand_on(self, x: Tensor, same: Tensor) -> None:
-        """Let `same` wait in the place of x, if x is what waits last: its gradients are added up where it was made."""
-        if self.waiting and self.waiting[-1] is x:
+    def hand_on(self, x: Tensor) -> None:
+        """Let x, if it is what waits last, wait as the visit that read it handed it on: one backward adds up for both.
+
+        Not for the visit itself, of which torch.compile would make another graph for every length of `waiting`.
+        """
+        same = self.memory.pop("stream", None)
+        if same is not None and self.waiting and self.waiting[-1] is x:
             self.waiting[-1] = same

@@ -133,7 +133,9 @@ def walk(model: GPT, context: Context, plan: LayerPlan, hooks: Hooks) -> Tensor:
         if visit.splits:
             streams = streams * 2
         streams = _on_first(model.before_block, streams, visit, context)
+        read = streams[0]
         streams = model.blocks[visit.layer](streams, context, hooks, visit)
+        context.hand_on(read)
         streams = _on_first(model.after_block, streams, visit, context)
     return model.finish(streams, model.kernels)
 

@@ -58,6 +58,7 @@ RECORDED = {
     "aten::view": REST,
 }
 GOLF = {
+    "column_sums": "reductions",
     "exclude": "reductions",
     "mix_kernels": "reductions",
     "norm": "reductions",
