@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from golf.kernels.jit import jit, next_power_of_2, tl
+from golf.kernels.jit import ceil_div, jit, next_power_of_2, tl
 
+TILE = 2048  # elements a program
 WARPS = 4
 MAX_COLUMNS = 2**14  # that a program holds
 
@@ -20,16 +21,25 @@ def plain_scale_rows(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor
 
 
 @jit
+def _tile(rows: "Any", columns: "Any", ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> Any:
+    """Return a program's rows, where their elements lie, 64 bits wide, and which of these there are."""
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    at = row[:, None].to(tl.int64) * columns + column[None, :]
+    return row, at, (row < rows)[:, None] & (column < columns)[None, :]
+
+
+@jit
 def _scale_rows(
     weight: "Any",  # (R, C)
     gain: "Any",  # (R,)
     out: "Any",  # (R, C)
+    rows: "Any",
     columns: "Any",
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ) -> None:
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
-    at, inside = row.to(tl.int64) * columns + column, column < columns
-    scaled = tl.load(weight + at, mask=inside, other=0.0) * tl.load(gain + row)
+    row, at, inside = _tile(rows, columns, ROWS, COLUMNS)
+    scaled = tl.load(weight + at, mask=inside, other=0.0) * tl.load(gain + row, mask=row < rows, other=0.0)[:, None]
     tl.store(out + at, scaled.to(out.dtype.element_ty), mask=inside)
 
 
@@ -40,23 +50,23 @@ def _scale_rows_back(
     gain: "Any",  # (R,)
     d_weight: "Any",  # (R, C)
     d_gain: "Any",  # (R,)
+    rows: "Any",
     columns: "Any",
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ) -> None:
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
-    at, inside = row.to(tl.int64) * columns + column, column < columns
+    row, at, inside = _tile(rows, columns, ROWS, COLUMNS)
     g = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(d_weight + at, g * tl.load(gain + row), mask=inside)
-    tl.store(d_gain + row, tl.sum(g * tl.load(weight + at, mask=inside, other=0.0), axis=0))
+    tl.store(d_weight + at, g * tl.load(gain + row, mask=row < rows, other=0.0)[:, None], mask=inside)
+    along = tl.sum(g * tl.load(weight + at, mask=inside, other=0.0), axis=1)
+    tl.store(d_gain + row, along, mask=row < rows)
 
 
 @torch.library.custom_op("golf::scale_rows", mutates_args=())
 def _scale_op(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
     out = weight.new_empty(weight.shape, dtype=dtype)
     if out.numel():
-        rows, columns = weight.shape
-        block = next_power_of_2(columns)
-        _scale_rows[(rows,)](weight.contiguous(), gain.contiguous(), out, columns, block, num_warps=WARPS)
+        _launch(_scale_rows, weight, weight.contiguous(), gain.contiguous(), out)
     return out
 
 
@@ -65,10 +75,16 @@ def _scale_back_op(gradient: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tens
     """Return the gradients of the weight and of the gain, in float32."""
     d_weight, d_gain = weight.new_empty(weight.shape), gain.new_zeros(gain.shape)
     if weight.numel():
-        rows, columns = weight.shape
         tensors = gradient.contiguous(), weight.contiguous(), gain.contiguous(), d_weight, d_gain
-        _scale_rows_back[(rows,)](*tensors, columns, next_power_of_2(columns), num_warps=WARPS)
+        _launch(_scale_rows_back, weight, *tensors)
     return d_weight, d_gain
+
+
+def _launch(kernel: Any, weight: Tensor, *tensors: Tensor) -> None:
+    rows, columns = weight.shape
+    width = next_power_of_2(columns)
+    height = max(1, TILE // width)
+    kernel[(ceil_div(rows, height),)](*tensors, rows, columns, height, width, num_warps=WARPS)
 
 
 @_scale_op.register_fake

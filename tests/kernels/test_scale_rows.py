@@ -10,7 +10,7 @@ from golf.kernels.scale_rows import MAX_COLUMNS, fused_scale_rows, plain_scale_r
 from tests.kernels.interpreter import round_as_a_gpu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SHAPES = [(5, 7), (1, 1), (16, 64), (3, 100)]
+SHAPES = [(5, 7), (1, 1), (16, 64), (3, 100), (259, 15), (3, 2500)]  # part of a tile, whole ones, and longer rows
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
 
