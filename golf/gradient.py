@@ -87,8 +87,8 @@ def _add_to_grad(parameters: Sequence[Parameter], gradients: Sequence[Tensor | N
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
-        if parameter.grad is None:
-            parameter.grad = gradient
+        if parameter.grad is None:  # what autograd gives may be another parameter's too, or one number for all
+            parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
         else:
             totals.append(parameter.grad)
             more.append(gradient)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from golf import gradient
 from golf.gradient import StepGradient
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
@@ -30,10 +31,10 @@ def test_micro_batches_are_added_up_in_fresh_gradients_and_in_buffers_that_stay(
     if kept:  # as where batches are recorded; what an earlier step left in them is dropped
         step.buffers = [torch.full_like(parameter, 7.0) for parameter in step.parameters]
     step.of(BATCHES, PLAN, late_qat=False)
-    for parameter, gradient, number in zip(model.parameters(), expected, range(len(expected)), strict=True):
+    for parameter, right, number in zip(model.parameters(), expected, range(len(expected)), strict=True):
         assert parameter.grad is not None
         assert not kept or parameter.grad is step.buffers[number]
-        assert torch.equal(parameter.grad, torch.zeros_like(parameter) if gradient is None else gradient)
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter) if right is None else right)
 
 
 def test_parameters_of_two_dtypes_are_added_to() -> None:
@@ -44,9 +45,21 @@ def test_parameters_of_two_dtypes_are_added_to() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             StepGradient(model, RECIPE).of(batches, PLAN, late_qat=False)
         gradients.append([parameter.grad for parameter in model.parameters()])
-    assert {gradient.dtype for gradient in gradients[0] if gradient is not None} == {torch.bfloat16, torch.float32}
+    assert {found.dtype for found in gradients[0] if found is not None} == {torch.bfloat16, torch.float32}
     for one, two in zip(*gradients, strict=True):
         assert (one is None and two is None) or torch.equal(one, two)
+
+
+def test_one_tensor_may_be_the_gradient_of_two_parameters_and_one_number_that_of_all_elements() -> None:
+    one, two = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    for number in (1.0, 2.0):
+        shared = torch.tensor(number).expand(3)
+        gradient._add_to_grad([one, two], [shared, shared])
+    assert one.grad is not None
+    one.grad *= 2
+    assert one.grad.tolist() == [6.0] * 3
+    assert two.grad is not None
+    assert two.grad.tolist() == [3.0] * 3
 
 
 def test_a_frozen_parameter_gets_no_gradient() -> None:
