@@ -1,12 +1,10 @@
 """torch.compile over the model: the same numbers, one graph a plan, none after the first use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from golf.compilation import Compile, compile_model, count_graphs, uncompiled
@@ -14,6 +12,7 @@ from golf.kernels.project import fused_project
 from golf.kernels.table import PLAIN, AttentionFunction, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
+from tests.attention_stand_ins import apart, masked_attention
 from tests.kernels.interpreter import needs_interpreter
 from tests.pico import pico_batch, pico_model, pico_recipe
 
@@ -24,41 +23,6 @@ pytestmark = [  # of torch's own tracer
 
 RECORD = ("model.lanes.start=3", "model.attention_gate.window=5")  # parts of the records beside pico's own
 PLANS = {looping: plan_layers(pico_recipe(*RECORD).model, looping=looping) for looping in (False, True)}
-
-
-def masked_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    again: Sequence[tuple[Tensor, Tensor]] = (),
-) -> Tensor:
-    """Attend through a mask: slow, but of static shapes, as the plain form is not."""
-    tokens = q.shape[0] * q.shape[1]
-    segment = torch.searchsorted(cu_seqlens, torch.arange(tokens), right=True)
-    mask = (segment[:, None] == segment) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
-    flat_q, flat_k, flat_v = (x.flatten(0, 1).transpose(0, 1)[None] for x in (q, k, v))
-    out = F.scaled_dot_product_attention(flat_q, flat_k, flat_v, attn_mask=mask, enable_gqa=True)
-    return out[0].transpose(0, 1).reshape(q.shape)
-
-
-def attention_apart(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    again: Sequence[tuple[Tensor, Tensor]] = (),
-) -> Tensor:
-    """Attend by each query head of a group in turn, to a pair of its own."""
-    pairs = [(k, v), *again]
-    members = [q[:, :, i :: len(pairs)] for i in range(len(pairs))]
-    attend = partial(masked_attention, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
-    parts = [attend(member, *pair) for member, pair in zip(members, pairs, strict=True)]
-    return torch.stack(parts, dim=3).flatten(2, 3)
 
 
 @pytest.fixture
@@ -132,7 +96,7 @@ def test_the_fused_projection_compiles(model: GPT) -> None:
 
 
 @needs_interpreter
-@pytest.mark.parametrize("attention", [masked_attention, attention_apart])
+@pytest.mark.parametrize("attention", [masked_attention, apart(masked_attention)], ids=["together", "apart"])
 @pytest.mark.parametrize("how", ["block", "model"])
 def test_a_model_of_fused_kernels_compiles_though_it_overwrites_its_stream(
     model: GPT, how: Compile, attention: AttentionFunction

@@ -11,8 +11,8 @@ from golf.kernels.table import PLAIN, Kernels
 from golf.model.gpt import walk
 from golf.model.plan import plan_layers
 from golf.run_model import build_run_model
+from tests.attention_stand_ins import masked_attention
 from tests.pico import pico_batch, pico_recipe
-from tests.test_compilation import masked_attention
 
 WORLD = single_world(torch.device("cpu"))
 

@@ -1,8 +1,6 @@
 """Fused and plain kernels give one model: the whole of it, through Triton's interpreter."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from golf.kernels.attention import attention
 from golf.kernels.table import PLAIN, Kernels, choose_kernels, fused_kernels
 from golf.model.gpt import GPT
 from golf.model.plan import plan_layers
+from tests.attention_stand_ins import apart
 from tests.kernels.interpreter import needs_interpreter
 from tests.pico import RECORD_PARTS, pico_batch, pico_model, pico_recipe
 
@@ -53,31 +52,13 @@ def test_a_model_of_fused_kernels_is_the_plain_model(changes: tuple[str, ...], l
     assert_near(losses_and_gradients(model, fused_kernels(), looping=looping), expected)
 
 
-def attention_apart(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    again: Sequence[tuple[Tensor, Tensor]] = (),
-) -> Tensor:
-    """Attend by each query head of a group in turn, to a pair of its own: the pairs have the gradients of one each."""
-    pairs = [(k, v), *again]
-    assert len(pairs) == q.shape[2] // k.shape[2]
-    members = (q[:, :, i :: len(pairs)] for i in range(len(pairs)))
-    attend = partial(attention, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
-    parts = [attend(member, *pair) for member, pair in zip(members, pairs, strict=True)]
-    return torch.stack(parts, dim=3).flatten(2, 3)
-
-
 @needs_interpreter
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_gradients_of_k_and_v_that_come_apart_are_the_plain_models(kv_heads: int) -> None:
     model = pico_model(pico_recipe(*RECORD_PARTS, f"model.num_kv_heads={kv_heads}"))
     expected = losses_and_gradients(model, PLAIN, looping=True)
     assert_near(
-        losses_and_gradients(model, replace(fused_kernels(), attention=attention_apart), looping=True), expected
+        losses_and_gradients(model, replace(fused_kernels(), attention=apart(attention)), looping=True), expected
     )
 
 

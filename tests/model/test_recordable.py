@@ -1,12 +1,10 @@
 """A forward and backward that may be recorded as a CUDA graph: with no option does the host look at a tensor."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from golf.config import Recipe
@@ -15,6 +13,7 @@ from golf.model.init import build_model
 from golf.model.plan import plan_layers
 from golf.quant.qat import fake_quantized_forward
 from golf.recipe import recipe_names
+from tests.attention_stand_ins import masked_attention
 from tests.model.test_options import OPTIONS
 from tests.narrow import narrow_recipe
 from tests.pico import pico_batch, pico_recipe
@@ -32,27 +31,6 @@ class Unread(TorchDispatchMode):
         name = function._schema.name.removeprefix("aten::")
         assert not name.startswith(READS), f"the host reads a tensor: {name}"
         return function(*args, **kwargs or {})
-
-
-def masked_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    again: Sequence[tuple[Tensor, Tensor]] = (),
-) -> Tensor:
-    """Attend as the flash kernels do, by arithmetic alone; B rows are one long row of T tokens."""
-    shape, group = q.shape, q.shape[2] // k.shape[2]
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    k, v = (x[:, :, None].expand(-1, -1, group, -1).flatten(1, 2) for x in (k, v))
-    place = torch.arange(len(q), device=q.device)
-    segment = torch.searchsorted(cu_seqlens[1:].contiguous(), place, right=True)
-    sees = (segment[:, None] == segment[None]) & (place[:, None] >= place[None])
-    scores = torch.einsum("ihd,jhd->hij", q, k) * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
-    return torch.einsum("hij,jhd->ihd", weights, v).view(shape)
 
 
 KERNELS: Kernels = replace(PLAIN, attention=masked_attention)
